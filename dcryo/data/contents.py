@@ -1,0 +1,137 @@
+"""What is in a file or directory that dcryo knows, as pairs of a label and a value."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from dcryo.data import cs, mrc, star
+from dcryo.data.particles import Particles
+from dcryo.data.run import Run
+from dcryo.data.store import is_store, open_store
+from dcryo.errors import InputError
+
+Lines = list[tuple[str, str]]
+
+LISTED = 5
+"""Entries of a list that are shown."""
+
+
+def describe_path(path: Path) -> Lines:
+    """Pairs of label and value that say what is at `path`: a store, selection, run directory, MRC file, STAR
+    or .cs.
+
+    Raises InputError where there is nothing, something else, or a damaged file.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: not there")
+    if is_store(path):
+        return _store(path)
+    if path.is_dir():
+        # An interrupted import has a record, but what it lacks is told best by opening the store.
+        return _run(path) if path.suffix != ".zarr" else _store(path)
+    readers: dict[str, Callable[[Path], Lines]] = {
+        ".star": _star, ".cs": _cs, ".mrc": _mrc, ".mrcs": _mrc, ".map": _mrc, ".st": _mrc,
+    }  # fmt: skip
+    suffix = path.with_suffix("").suffix if path.suffix in (".gz", ".bz2") else path.suffix
+    if suffix not in readers:
+        raise InputError(f"{path}: not a store, run directory, or file ending in {', '.join(readers)}")
+    return readers[suffix](path)
+
+
+def _store(path: Path) -> Lines:
+    store = open_store(path)
+    left_out = store.quarantined
+    lines = [
+        ("kind", "particle store" if store.selection is None else "selection"),
+        ("particles", str(store.n)),
+        ("box", f"{store.box_px} px, {store.pixel_size_A:g} A/px"),
+        (
+            "images",
+            f"{store.dtype}, {store.chunk_images} a chunk, {store.shard_images} a file, scale {store.scale:g}",
+        ),
+        ("fingerprint", store.fingerprint),
+    ]
+    if store.selection is not None:
+        lines.append(("selected from", str(store.selection)))
+    if "file" in store.source:
+        lines.append(("imported from", str(store.source["file"])))
+    lines += _particles(store.particles())
+    lines.append(("quarantined", str(len(left_out))))
+    for entry in left_out[:LISTED]:
+        lines.append((f"  row {entry['row']}", f"{entry['image']}: {entry['reason']}"))
+    return lines
+
+
+def _run(path: Path) -> Lines:
+    record = Run.open(path).record
+    lines = [("kind", f"run of {record['job']}"), ("status", str(record["status"]))]
+    lines += [("error", str(record["error"]))] if record.get("error") else []
+    lines += [("command", " ".join(record.get("command", []))), ("started", str(record.get("started_utc")))]
+    lines += [("input", str(row.get("path"))) for row in record["inputs"]]
+    lines.append(("iterations", str(len(record.get("iterations", [])))))
+    for label, value in record.get("result", {}).items():
+        lines.append((label, value if isinstance(value, str) else json.dumps(value)))
+    lines.append(("quarantined", str(len(record.get("quarantined", [])))))
+    lines.append(("files", ", ".join(sorted(file.name for file in path.iterdir() if file.is_file()))))
+    return lines
+
+
+def _star(path: Path) -> Lines:
+    blocks = star.read_blocks(path)
+    lines = [("kind", "STAR file")]
+    for name, block in blocks.items():
+        rows = len(next(iter(block.columns.values()), ()))
+        lines.append((f"data_{name}", f"{rows} rows, {len(block.columns)} columns"))
+    if any("rlnImageName" in block.columns for block in blocks.values()):
+        lines += _particles(star.read_particles(path))
+    return lines
+
+
+def _cs(path: Path) -> Lines:
+    particles = cs.read_particles(path)
+    return [("kind", "cryoSPARC file"), ("rows", str(len(particles))), *_particles(particles)]
+
+
+def _mrc(path: Path) -> Lines:
+    stack = mrc.open_stack(path)
+    ny, nx = stack.shape
+    lines = [
+        ("kind", "MRC map or stack"),
+        ("size", f"{nx} x {ny} x {stack.n} (x, y, z or images)"),
+        ("voxel size", f"{stack.voxel_size_A:g} A"),
+    ]
+    if stack.readable < stack.n:
+        lines.append(("truncated", f"the file holds {stack.readable} whole images of {stack.n}"))
+    n = min(stack.n, stack.readable, 64)
+    if n:
+        images = stack.read(np.linspace(0, min(stack.n, stack.readable) - 1, n).astype(np.int64))
+        mean, std = images.mean(dtype=np.float64), images.std(dtype=np.float64)
+        lines.append(
+            (
+                "grey values",
+                f"{images.min():g} to {images.max():g}, mean {mean:g}, std {std:g} (of {n} images)",
+            )
+        )
+    return lines
+
+
+def _particles(particles: Particles) -> Lines:
+    lines = []
+    for row in range(len(next(iter(particles.optics.values()), ()))):
+        values = ", ".join(f"{name} {column[row]}" for name, column in particles.optics.items())
+        count = np.count_nonzero(particles["optics_row"] == row)
+        lines.append((f"optics group {row + 1}", f"{count} particles, {values}"))
+    stacks = np.unique(particles["image_path"])
+    lines.append(("stacks", f"{len(stacks)}, the first {stacks[0]!r}" if len(stacks) else "none"))
+    if "defocus_u_A" in particles and len(particles):
+        low, high = np.percentile(particles["defocus_u_A"], [0, 100])
+        lines.append(("defocus", f"{low:.0f} to {high:.0f} A"))
+    if "half" in particles:
+        counts = np.bincount(particles["half"], minlength=3)
+        lines.append(
+            ("half sets", f"{counts[1]} and {counts[2]}" + (f", {counts[0]} in none" if counts[0] else ""))
+        )
+    lines.append(("columns", ", ".join([*particles.columns, *particles.extra])))
+    return lines

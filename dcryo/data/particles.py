@@ -1,0 +1,101 @@
+"""Particles as columns: what every file format is read into and written from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from dcryo.data.schema import OPTICS_FIELDS, PARTICLE_FIELDS, REQUIRED, Field
+
+
+@dataclass(frozen=True)
+class Particles:
+    """N particles in G optics groups, one array per column.
+
+    `columns` (first axis N) and `optics` (first axis G) are named, typed and shaped by `dcryo.data.schema`; a
+    column is there only if the source had it or a job added it, except `image_path`, `image_index` and
+    `optics_row`. `extra` and `optics_extra` keep the source's other columns verbatim: label -> array of text,
+    (N,) and (G,). Arrays are converted to the schema's types. Raises ValueError for names that the schema
+    does not have and for shapes that do not agree.
+    """
+
+    columns: dict[str, np.ndarray]
+    optics: dict[str, np.ndarray]
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
+    optics_extra: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        missing = [name for name in REQUIRED if name not in self.columns]
+        if missing:
+            raise ValueError(f"particles lack the columns {', '.join(missing)}")
+        n = len(self.columns["optics_row"])
+        n_groups = len(next(iter(self.optics.values()), next(iter(self.optics_extra.values()), ())))
+        object.__setattr__(self, "columns", _checked(self.columns, PARTICLE_FIELDS, n))
+        object.__setattr__(self, "optics", _checked(self.optics, OPTICS_FIELDS, n_groups))
+        object.__setattr__(self, "extra", _checked_text(self.extra, n))
+        object.__setattr__(self, "optics_extra", _checked_text(self.optics_extra, n_groups))
+        rows = self.columns["optics_row"]
+        if n and (rows.min() < 0 or rows.max() >= n_groups):
+            raise ValueError(
+                f"optics_row runs from {rows.min()} to {rows.max()}, but there are {n_groups} optics groups"
+            )
+
+    def __len__(self) -> int:
+        return len(self.columns["optics_row"])
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.columns[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.columns
+
+    def optics_of(self, name: str) -> np.ndarray:
+        """The optics column `name` spread over the particles, (N,)."""
+        return self.optics[name][self.columns["optics_row"]]
+
+    def take(self, rows: np.ndarray) -> "Particles":
+        """The particles at `rows` (indices, in their order, or a mask (N,)); the optics table stays whole."""
+        rows = np.asarray(rows)
+        if rows.dtype == bool and rows.shape != (len(self),):
+            raise ValueError(f"a mask of shape {rows.shape} cannot select from {len(self)} particles")
+        if rows.size == 0:
+            rows = np.empty(0, np.int64)
+        return replace(
+            self,
+            columns={name: values[rows] for name, values in self.columns.items()},
+            extra={label: values[rows] for label, values in self.extra.items()},
+        )
+
+    def replace(self, **columns: np.ndarray) -> "Particles":
+        """These particles with `columns` added or exchanged; their lengths are checked."""
+        return replace(self, columns={**self.columns, **columns})
+
+    def replace_optics(self, **columns: np.ndarray) -> "Particles":
+        """These particles with optics `columns` added or exchanged; their lengths are checked."""
+        return replace(self, optics={**self.optics, **columns})
+
+
+def _checked(columns: Mapping[str, np.ndarray], fields: Mapping[str, Field], n: int) -> dict[str, np.ndarray]:
+    checked = {}
+    for name, values in columns.items():
+        if name not in fields:
+            raise ValueError(f"no field is called {name!r}; dcryo.data.schema lists them")
+        array = np.asarray(values)
+        if fields[name].dtype != "U" or array.dtype.kind != "U":
+            array = array.astype(fields[name].dtype, copy=False)
+        if array.shape != (n, *fields[name].shape):
+            raise ValueError(f"column {name} has shape {array.shape}, expected {(n, *fields[name].shape)}")
+        checked[name] = array
+    return checked
+
+
+def _checked_text(columns: Mapping[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
+    checked = {}
+    for label, values in columns.items():
+        array = np.asarray(values)
+        if array.dtype.kind != "U":
+            array = array.astype("U")
+        if array.shape != (n,):
+            raise ValueError(f"column {label} has shape {array.shape}, expected {(n,)}")
+        checked[label] = array
+    return checked

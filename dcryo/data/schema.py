@@ -1,0 +1,146 @@
+"""The one table of fields: each quantity of a particle or an optics group, and its name in every file format.
+
+`star.py` and `cs.py` are driven by these rows. A conversion that is more than a factor and an offset (Euler
+angles, image names, shifts in pixels, fractions of a micrograph) is found by the field's name in the module
+of the format.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+_DEG = 180.0 / math.pi
+
+
+@dataclass(frozen=True)
+class Field:
+    """One quantity.
+
+    `dtype` is a numpy type ("U" for text) and `shape` that of one entry. `star` lists the labels it is
+    written as, one per component; `star_also` is a label read in their place where they are absent. In a .cs
+    file it is the field `cs` of type `cs_dtype`, and `cs_scale * (number in the file) + cs_offset` here.
+    `values` says which numbers are accepted ("positive": finite and above 0); `lowest` and `highest` bound
+    integers.
+    """
+
+    name: str
+    table: Literal["particles", "optics"]
+    dtype: str
+    unit: str
+    meaning: str
+    shape: tuple[int, ...] = ()
+    star: tuple[str, ...] = ()
+    star_also: str = ""
+    cs: str = ""
+    cs_dtype: str = "<f4"
+    cs_scale: float = 1.0
+    cs_offset: float = 0.0
+    values: Literal["any", "finite", "positive"] = "finite"
+    lowest: int | None = None
+    highest: int | None = None
+
+
+def _particle(name: str, dtype: str, unit: str, meaning: str, **rest: Any) -> Field:
+    return Field(name, "particles", dtype, unit, meaning, **rest)
+
+
+def _optics(name: str, dtype: str, unit: str, meaning: str, **rest: Any) -> Field:
+    return Field(name, "optics", dtype, unit, meaning, **rest)
+
+
+# fmt: off
+FIELDS: tuple[Field, ...] = (
+    _particle("uid", "u8", "", "identity of the particle", cs="uid", cs_dtype="<u8"),
+    _particle("image_path", "U", "", "stack as named in the source, empty if there is none",
+              star=("rlnImageName",), cs="blob/path"),
+    _particle("image_index", "i8", "", "image in its stack, from 0",
+              star=("rlnImageName",), cs="blob/idx", cs_dtype="<u4", lowest=0),
+    _particle("image_sign", "i1", "", "1 if particles are white on dark, -1 if dark on white; 1 where absent",
+              cs="blob/sign", lowest=-1, highest=1),
+    _particle("micrograph", "U", "", "micrograph as named in the source",
+              star=("rlnMicrographName",), cs="location/micrograph_path"),
+    _particle("coordinate_px", "f8", "px", "x and y in the micrograph, from its first column and row",
+              shape=(2,), star=("rlnCoordinateX", "rlnCoordinateY"), cs="location/center_x_frac"),
+    _particle("optics_row", "i4", "", "row of the optics table, from 0",
+              star=("rlnOpticsGroup",), cs="ctf/exp_group_id", cs_dtype="<u4", lowest=0),
+    _particle("defocus_u_A", "f8", "A", "defocus along one axis, positive for underfocus",
+              star=("rlnDefocusU",), cs="ctf/df1_A"),
+    _particle("defocus_v_A", "f8", "A", "defocus along the other axis",
+              star=("rlnDefocusV",), cs="ctf/df2_A"),
+    _particle("defocus_angle_deg", "f8", "deg", "from x towards the axis of U",
+              star=("rlnDefocusAngle",), cs="ctf/df_angle_rad", cs_scale=_DEG),
+    _particle("phase_shift_deg", "f8", "deg", "phase shift of a phase plate; 0 where absent",
+              star=("rlnPhaseShift",), cs="ctf/phase_shift_rad", cs_scale=_DEG),
+    _particle("ctf_bfactor_A2", "f8", "A2", "B factor of the CTF's envelope; 0 where absent",
+              star=("rlnCtfBfactor",), cs="ctf/bfactor"),
+    _particle("ctf_scale", "f8", "", "factor of the CTF; 1 where absent",
+              star=("rlnCtfScalefactor",), cs="ctf/scale"),
+    _particle("rotation", "f8", "", "matrix that takes volume to image coordinates", shape=(3, 3),
+              star=("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"), cs="alignments3D/pose"),
+    _particle("origin_A", "f8", "A", "x and y of the shift that brings the image onto the reference",
+              shape=(2,), star=("rlnOriginXAngst", "rlnOriginYAngst"), cs="alignments3D/shift"),
+    _particle("half", "i1", "", "half set, 1 or 2; 0 unknown", star=("rlnRandomSubset",),
+              cs="alignments3D/split", cs_dtype="<u4", cs_offset=1.0, lowest=0, highest=2),
+    _particle("class_number", "i4", "", "class, from 1; 0 none", star=("rlnClassNumber",),
+              cs="alignments3D/class", cs_dtype="<u4", cs_offset=1.0, lowest=0),
+    _particle("norm_correction", "f8", "", "factor of the image's grey values; 1 where absent",
+              star=("rlnNormCorrection",)),
+    _particle("log_likelihood", "f8", "", "contribution to the log-likelihood",
+              star=("rlnLogLikeliContribution",), values="any"),
+    _particle("max_probability", "f8", "", "largest posterior probability of a pose",
+              star=("rlnMaxValueProbDistribution",), values="any"),
+    _particle("significant_poses", "i8", "", "number of poses that hold most of the posterior",
+              star=("rlnNrOfSignificantSamples",)),
+    _optics("name", "U", "", "name of the optics group", star=("rlnOpticsGroupName",)),
+    _optics("group", "i4", "", "the file's number of the optics group",
+            star=("rlnOpticsGroup",), cs="ctf/exp_group_id", cs_dtype="<u4", lowest=0),
+    _optics("voltage_kV", "f8", "kV", "acceleration voltage",
+            star=("rlnVoltage",), cs="ctf/accel_kv", values="positive"),
+    _optics("spherical_aberration_mm", "f8", "mm", "spherical aberration",
+            star=("rlnSphericalAberration",), cs="ctf/cs_mm"),
+    _optics("amplitude_contrast", "f8", "", "fraction of amplitude contrast",
+            star=("rlnAmplitudeContrast",), cs="ctf/amp_contrast"),
+    _optics("pixel_size_A", "f8", "A", "pixel size of the images",
+            star=("rlnImagePixelSize",), star_also="rlnPixelSize", cs="blob/psize_A", values="positive"),
+    _optics("box_px", "i4", "px", "side of the images",
+            star=("rlnImageSize",), cs="blob/shape", cs_dtype="<u4", lowest=1),
+    _optics("micrograph_pixel_size_A", "f8", "A", "pixel size of the micrographs",
+            star=("rlnMicrographPixelSize",), cs="location/micrograph_psize_A", values="positive"),
+    _optics("beam_tilt_x_mrad", "f8", "mrad", "beam tilt along x", star=("rlnBeamTiltX",)),
+    _optics("beam_tilt_y_mrad", "f8", "mrad", "beam tilt along y", star=("rlnBeamTiltY",)),
+)
+# fmt: on
+
+PARTICLE_FIELDS: dict[str, Field] = {field.name: field for field in FIELDS if field.table == "particles"}
+OPTICS_FIELDS: dict[str, Field] = {field.name: field for field in FIELDS if field.table == "optics"}
+REQUIRED = ("image_path", "image_index", "optics_row")
+
+
+def expected(field: Field) -> str:
+    """What the field accepts, in words for an error message."""
+    if field.dtype[0] in "iu":
+        low, high = _bounds(field)
+        return f"a whole number from {low} to {high}"
+    return {"any": "a number", "finite": "a finite number", "positive": "a number above 0"}[field.values]
+
+
+def first_refused(field: Field, values: np.ndarray) -> int | None:
+    """Row of the first of `values` (N, ...), float64, that the field refuses; None if all are fine."""
+    accepted = np.ones(len(values), bool) if field.values == "any" else np.isfinite(values)
+    if field.values == "positive":
+        accepted &= values > 0
+    if field.dtype[0] in "iu":
+        low, high = _bounds(field)
+        accepted &= (values == np.rint(values)) & (values >= low) & (values <= high)
+    refused = np.flatnonzero(~accepted.reshape(len(values), -1).all(axis=1))
+    return int(refused[0]) if len(refused) else None
+
+
+def _bounds(field: Field) -> tuple[int, int]:
+    # float64 holds whole numbers up to 2^53 exactly.
+    limits = np.iinfo(field.dtype)
+    low = field.lowest if field.lowest is not None else max(int(limits.min), -(2**53))
+    high = field.highest if field.highest is not None else min(int(limits.max), 2**53)
+    return low, high

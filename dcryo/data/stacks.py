@@ -1,0 +1,253 @@
+"""The stacks behind a particle table: found and checked before work starts, then read stack by stack.
+
+Rows are counted from 1 in messages and in reasons, as the data rows of the source file.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dcryo.data import mrc
+from dcryo.data.particles import Particles
+from dcryo.errors import InputError
+
+LISTED = 5
+"""Problems of one kind that a message names."""
+
+SAMPLED_IMAGES = 128
+FLOAT16_LARGEST = 65504.0
+FLOAT16_SMALLEST_RANGE = 2.0**-10
+"""Grey values that span less than this (after the scale) are near float16's subnormal numbers."""
+FLOAT16_SMALLEST_CONTRAST = 2.0**-6
+"""Grey values that span less than this part of their size are 32 of float16's steps at most."""
+FLOAT16_LARGEST_OFFSET = 256.0
+"""A mean of so many standard deviations makes float16's rounding 7 percent of the standard deviation."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where each row's image is.
+
+    names: the stacks as named in the source; paths: where they were found (None: nowhere). stack (N,): number
+    of the row's stack; index (N,): image in it, from 0. absent: row -> reason, of rows whose image is known
+    not to be there. box_px, voxel_size_A: side and header's voxel size (0: not said) of the first readable
+    stack.
+    """
+
+    names: tuple[str, ...]
+    paths: tuple[Path | None, ...]
+    stack: np.ndarray
+    index: np.ndarray
+    absent: dict[int, str]
+    box_px: int
+    voxel_size_A: float
+
+    def image_name(self, row: int) -> str:
+        """RELION's name of a row's image, counted from 1."""
+        return f"{self.index[row] + 1:06d}@{self.names[self.stack[row]]}"
+
+    def signature(self) -> list[tuple[str, int]]:
+        """Name and size in bytes of every stack, to know them again when an import is resumed."""
+        return [
+            (name, path.stat().st_size if path else -1)
+            for name, path in zip(self.names, self.paths, strict=True)
+        ]
+
+    def read(self, rows: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
+        """Read the images of `rows`, each stack once and in its order, at most `batch` at a time.
+
+        Yields positions in `rows`, float32 images (n, D, D), and place in this batch -> reason where an image
+        could not be read.
+        """
+        order = np.lexsort((self.index[rows], self.stack[rows]))
+        ends = np.flatnonzero(np.diff(self.stack[rows][order])) + 1
+        for of_stack in np.split(order, ends) if len(rows) else ():
+            path = self.paths[self.stack[rows[of_stack[0]]]]
+            assert path is not None, "rows without a stack are in `absent`"
+            try:
+                stack = mrc.open_stack(path)
+            except (InputError, OSError) as error:
+                empty = np.zeros((len(of_stack), self.box_px, self.box_px), np.float32)
+                yield of_stack, empty, dict.fromkeys(range(len(of_stack)), f"stack cannot be read: {error}")
+                continue
+            for start in range(0, len(of_stack), batch):
+                positions = of_stack[start : start + batch]
+                yield positions, *_read(stack, self.index[rows[positions]], self.box_px)
+
+
+def find(
+    particles: Particles, source: Path, *, root: Path | None = None, skip_missing: bool = False
+) -> Sources:
+    """Find the stacks of `particles`, read from the file `source`, and check every row against their headers.
+
+    A relative path is looked for under `root` or, without one, in the directory of `source` and in those
+    above it (a project's root). Rows of a stack that cannot be read, or that is shorter than its header says,
+    are absent. Raises InputError, naming the first rows, for stacks that are not there and for images past a
+    stack's end (with `skip_missing` these are absent too), and for images that are not all squares of the
+    size that the optics table says.
+    """
+    names, stack = np.unique(particles["image_path"], return_inverse=True)
+    folders = [root] if root else [source.absolute().parent, *source.absolute().parent.parents]
+    paths = tuple(_resolve(name, folders) for name in names.tolist())
+    index = particles["image_index"]
+    order = np.argsort(stack, kind="stable")
+    rows_of = np.split(order, np.flatnonzero(np.diff(stack[order])) + 1) if len(stack) else []
+    absent: dict[int, str] = {}
+    missing: dict[int, str] = {}
+    first: mrc.Stack | None = None
+    for name, path, rows in zip(names.tolist(), paths, rows_of, strict=True):
+        if path is None:
+            missing.update(
+                dict.fromkeys(rows.tolist(), f"stack {name!r} is not there" if name else "no image named")
+            )
+            continue
+        try:
+            opened = mrc.open_stack(path)
+        except (InputError, OSError) as error:
+            absent.update(dict.fromkeys(rows.tolist(), f"stack cannot be read: {error}"))
+            continue
+        first = first or opened
+        _check_box(source, particles, rows, path, opened, first)
+        for row in rows[index[rows] >= opened.n].tolist():
+            missing[row] = f"image {index[row] + 1} of {path}, which has {opened.n}"
+        for row in rows[(index[rows] >= opened.readable) & (index[rows] < opened.n)].tolist():
+            absent[row] = f"stack is truncated: it has {opened.readable} of {opened.n} images"
+    if missing and not skip_missing:
+        raise InputError(_explain_missing(source, missing, folders))
+    absent |= missing
+    if first is None:
+        reason = next(iter(sorted(absent.items())), (0, "it has no rows"))[1]
+        raise InputError(f"{source}: none of its {len(particles)} images can be read; the first: {reason}")
+    return Sources(
+        tuple(names.tolist()),
+        paths,
+        stack,
+        index,
+        dict(sorted(absent.items())),
+        first.shape[0],
+        first.voxel_size_A,
+    )
+
+
+def defects(images: np.ndarray) -> dict[int, str]:
+    """Which of `images` (n, D, D) hold nothing to work with: position -> NaN, infinite or constant."""
+    low = images.min(axis=(1, 2))
+    high = images.max(axis=(1, 2))
+    found = {}
+    for place in np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)) | (low == high)).tolist():
+        if np.isnan(low[place]) or np.isnan(high[place]):
+            found[place] = f"{np.count_nonzero(np.isnan(images[place]))} pixels are NaN"
+        elif low[place] == high[place]:
+            found[place] = f"constant, every pixel is {low[place]:g}"
+        else:
+            found[place] = f"{np.count_nonzero(np.isinf(images[place]))} pixels are infinite"
+    return found
+
+
+def float16_defects(images: np.ndarray) -> dict[int, str]:
+    """Which of the float32 `images` (n, D, D), already divided by the scale, float16 cannot hold: position ->
+    why."""
+    low = images.min(axis=(1, 2))
+    high = images.max(axis=(1, 2))
+    size = np.maximum(np.abs(low), np.abs(high))
+    span = high - low
+    found = dict.fromkeys(
+        np.flatnonzero((span < FLOAT16_SMALLEST_RANGE) | (span < FLOAT16_SMALLEST_CONTRAST * size)).tolist(),
+        "grey values differ too little for float16; float32 would hold them",
+    )
+    for place in np.flatnonzero(size > FLOAT16_LARGEST).tolist():
+        found[place] = (
+            f"pixel of {size[place]:g} (after the scale) is too large for float16; float32 would hold it"
+        )
+    return found
+
+
+def float16_scale(sources: Sources) -> float:
+    """The power of two to divide all images by so that float16 holds them, 1 wherever that does.
+
+    From the root mean square of up to 128 images spread over the rows. Raises InputError where the mean is so
+    large against the standard deviation that float16 would round the picture away.
+    """
+    rows = np.setdiff1d(np.arange(len(sources.stack)), np.fromiter(sources.absent, np.int64))
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), SAMPLED_IMAGES)).astype(np.int64)]
+    means, deviations = [], []
+    for _, images, unread in sources.read(rows, batch=1):
+        if not unread and not defects(images):
+            means.append(abs(images.mean(dtype=np.float64)))
+            deviations.append(images.std(dtype=np.float64))
+    if not means:
+        return 1.0
+    offset = float(np.median(np.divide(means, deviations)))
+    if offset > FLOAT16_LARGEST_OFFSET:
+        raise InputError(
+            f"{sources.names[0]}: the images' mean is {offset:.0f} times their standard deviation, which "
+            "float16 "
+            "would round away; normalise the images, or give --dtype float32"
+        )
+    size = float(np.median(np.hypot(means, deviations)))
+    return 1.0 if 1 / 16 <= size <= 16 else float(2.0 ** np.round(np.log2(size)))
+
+
+def _resolve(name: str, folders: Sequence[Path]) -> Path | None:
+    if not name:
+        return None
+    candidates = [folder / name for folder in folders]  # an absolute name stays as it is
+    try:
+        return next((path for path in candidates if path.is_file()), None)
+    except (OSError, ValueError):  # a name too long for the file system, or with a NUL in it
+        return None
+
+
+def _read(stack: mrc.Stack, indices: np.ndarray, box_px: int) -> tuple[np.ndarray, dict[int, str]]:
+    try:
+        return stack.read(indices), {}
+    except (InputError, OSError):
+        pass
+    images = np.zeros((len(indices), box_px, box_px), np.float32)
+    unread = {}
+    for place in range(len(indices)):
+        try:
+            images[place] = stack.read(indices[place : place + 1])[0]
+        except (InputError, OSError) as error:
+            unread[place] = f"image cannot be read: {error}"
+    return images, unread
+
+
+def _check_box(
+    source: Path, particles: Particles, rows: np.ndarray, path: Path, stack: mrc.Stack, first: mrc.Stack
+) -> None:
+    ny, nx = stack.shape
+    if ny != nx:
+        raise InputError(f"{path}: images of {nx} x {ny} pixels; dcryo needs square ones, extract them again")
+    if "box_px" in particles.optics:
+        wrong = rows[particles.optics_of("box_px")[rows] != nx]
+        if len(wrong):
+            said = particles.optics_of("box_px")[wrong[0]]
+            raise InputError(
+                f"{source}, row {wrong[0] + 1}: its optics group says images of {said} pixels, but those of "
+                f"{path} "
+                f"have {nx}; correct the optics table"
+            )
+    if nx != first.shape[1]:
+        raise InputError(
+            f"{source}, row {rows[0] + 1}: images of {path} have {nx} pixels, those before it "
+            f"{first.shape[1]}; "
+            "a store holds one size: import each in its own, or rescale"
+        )
+
+
+def _explain_missing(source: Path, missing: dict[int, str], folders: Sequence[Path]) -> str:
+    rows = sorted(missing)
+    lines = [f"  row {row + 1}: {missing[row]}" for row in rows[:LISTED]]
+    if len(rows) > LISTED:
+        lines.append(f"  and {len(rows) - LISTED} more")
+    where = f"{folders[0]} and the directories above it" if len(folders) > 1 else str(folders[0])
+    return "\n".join(
+        [
+            f"{source}: {len(rows)} of its rows name images that are not there (looked for in {where}):",
+            *lines,
+            "  give --root DIR if the stacks are elsewhere, or --skip-missing to import the others",
+        ]
+    )

@@ -1,0 +1,312 @@
+"""The figures of the report: arrays in, self-contained SVG pictures out.
+
+Colours are Okabe and Ito's (2008), which colour-blind readers tell apart; text stays text, in the reader's
+fonts.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+BLUE, SKY, ORANGE, VERMILION, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73"
+INK, FAINT = "#1f2933", "#7b8794"
+
+FULL_IN, HALF_IN = 11.2, 5.5
+"""Widths of a figure across the page and of one in a column, in inches."""
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dcryo",
+    "font.size": 10.0,
+    "axes.titlesize": 10.5,
+    "axes.titlecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#9aa5b1",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e7eb",
+    "grid.linewidth": 0.7,
+    "xtick.color": "#52606d",
+    "ytick.color": "#52606d",
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+}
+FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"
+
+TICKS_A = (200, 100, 60, 40, 30, 25, 20, 16, 14, 12, 10, 9, 8, 7, 6, 5.5, 5, 4.5, 4, 3.6, 3.3, 3, 2.8, 2.6,
+           2.4, 2.2, 2, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4, 1.3, 1.2, 1.1, 1.0, 0.9, 0.8)  # fmt: skip
+
+
+@matplotlib.rc_context(STYLE)
+def fsc(
+    frequency_1_A: np.ndarray,
+    curves: Mapping[str, np.ndarray],
+    thresholds: Sequence[float],
+    marks: Sequence[tuple[str, float, float]],
+) -> str:
+    """Correlation curves against resolution.
+
+    frequency_1_A: (S,) in 1/A. curves: legend -> (S,). thresholds: levels to draw. marks: (legend of the
+    curve, threshold, resolution in A) of the crossings to point out.
+    """
+    figure, axes = _figure(HALF_IN, 3.9)
+    styles = (
+        (BLUE, "-", 2.2),
+        (SKY, "-", 1.6),
+        (VERMILION, "--", 1.8),
+        (ORANGE, ":", 1.8),
+        (GREEN, "-.", 1.6),
+    )
+    colours = {}
+    for threshold in thresholds:
+        axes.axhline(threshold, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.text(0.01, threshold + 0.015, f"{threshold:g}", transform=axes.get_yaxis_transform(),
+                  color=FAINT, fontsize=9)  # fmt: skip
+    for (name, values), (colour, line, width) in zip(curves.items(), styles * 2, strict=False):
+        axes.plot(frequency_1_A, values, line, color=colour, linewidth=width, label=name)
+        colours[name] = colour
+    for name, threshold, resolution_A in marks:
+        axes.plot(1 / resolution_A, threshold, "o", color=colours[name], markersize=5, zorder=4)
+        axes.annotate(f"{resolution_A:.2f} Å", (1 / resolution_A, threshold), xytext=(6, 7),
+                      textcoords="offset points", color=colours[name], fontweight="bold")  # fmt: skip
+    lowest = min((float(np.nanmin(values)) for values in curves.values()), default=0.0)
+    axes.set_ylim(min(-0.06, lowest - 0.05), 1.04)
+    axes.set_ylabel("Fourier shell correlation")
+    axes.axhline(0, color="#9aa5b1", linewidth=0.8)
+    resolution_axis(axes, float(frequency_1_A[-1]))
+    _legend(axes, len(curves))
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def spectra(frequency_1_A: np.ndarray, curves: Mapping[str, np.ndarray]) -> str:
+    """Power spectra (legend -> (S,), same scale) against resolution, on a logarithmic scale."""
+    figure, axes = _figure(HALF_IN, 3.9)
+    styles = {"noise": (VERMILION, "-", 1.8), "signal": (BLUE, "-", 2.2)}
+    for name, values in curves.items():
+        colour, line, width = styles["signal" if "signal" in name else "noise"]
+        line = "--" if name.endswith("2") else line
+        positive = np.where(values > 0, values, np.nan)
+        axes.plot(frequency_1_A[1:], positive[1:], line, color=colour, linewidth=width, label=name)
+    axes.set_yscale("log")
+    axes.set_ylabel("power per Fourier pixel")
+    resolution_axis(axes, float(frequency_1_A[-1]))
+    _legend(axes, len(curves))
+    return _svg(figure)
+
+
+def resolution_axis(axes: Axes, frequency_max_1_A: float) -> None:
+    """Make the x axis, linear in spatial frequency, read as resolution in Angstrom."""
+    axes.set_xlim(0, frequency_max_1_A)
+    ticks: list[float] = []
+    for resolution_A in TICKS_A:
+        frequency = 1 / resolution_A
+        if (
+            frequency - (ticks[-1] if ticks else 0.0) >= 0.085 * frequency_max_1_A
+            and frequency <= frequency_max_1_A
+        ):
+            ticks.append(frequency)
+    axes.set_xticks(ticks, [f"{1 / tick:.3g}" for tick in ticks])
+    axes.set_xlabel("resolution (Å)")
+
+
+@matplotlib.rc_context(STYLE)
+def convergence(iterations: Sequence[Mapping[str, float | str | None]]) -> str:
+    """Resolution, changes of the poses and their certainty per iteration, from the rows of a run record."""
+    panels = (
+        ("resolution (Å)", (("resolution_A", "FSC 0.143", BLUE, "-"),)),
+        ("rotation (°)", (("median_rotation_change_deg", "change", BLUE, "-"),
+                          ("angular_step_deg", "step", ORANGE, "--"))),
+        ("shift (px)", (("median_shift_change_px", "change", BLUE, "-"),
+                        ("shift_step_px", "step", ORANGE, "--"))),
+        ("probability of the best pose", (("mean_max_probability", "mean", BLUE, "-"),)),
+    )  # fmt: skip
+    numbers = np.array([row["iteration"] for row in iterations], float)
+    present = [
+        (label, lines)
+        for label, lines in panels
+        if any(key in row for row in iterations for key, *_ in lines)
+    ]
+    figure = Figure(figsize=(FULL_IN, 3.0), layout=ConstrainedLayoutEngine(wspace=0.06))
+    local = [row["iteration"] for row in iterations if row.get("search") == "local"]
+    for axes, (label, lines) in zip(np.ravel(figure.subplots(1, len(present))), present, strict=True):
+        if local:
+            axes.axvspan(float(local[0]) - 0.5, numbers[-1] + 0.5, color="#f0f4f8", zorder=0)  # type: ignore[arg-type]
+        for key, name, colour, line in lines:
+            values = np.array([np.nan if row.get(key) is None else row[key] for row in iterations], float)
+            axes.plot(numbers, values, line, color=colour, marker="o", markersize=3.5, label=name)
+        if len(lines) > 1:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, columnspacing=1.2)
+        if "probability" in label:
+            axes.set_ylim(0, 1)
+        axes.set_ylabel(label)
+        axes.set_xlabel("iteration")
+        axes.set_xlim(numbers[0] - 0.5, numbers[-1] + 0.5)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def directions(rotations: np.ndarray, operators: np.ndarray) -> str:
+    """How the viewing directions cover the sphere, as density relative to an even cover.
+
+    rotations: (N, 3, 3). operators: (G, 3, 3) of the point group; a view from d is also one from d g. The
+    density is a sum of von Mises-Fisher kernels that narrow as the particles grow in number; the projection
+    (Mollweide) keeps areas.
+    """
+    views = np.einsum("nj,gjk->gnk", rotations[:, 2, :], operators).reshape(-1, 3)
+    rows, columns = 60, 120
+    z = (np.arange(rows) + 0.5) / rows * 2 - 1
+    longitude = (np.arange(columns) + 0.5) / columns * 2 * np.pi - np.pi
+    row = np.clip(((views[:, 2] + 1) / 2 * rows).astype(int), 0, rows - 1)
+    column = ((np.arctan2(views[:, 1], views[:, 0]) + np.pi) / (2 * np.pi) * columns).astype(int) % columns
+    counts = np.bincount(row * columns + column, minlength=rows * columns)
+
+    latitude = np.radians(np.arange(-88.5, 90, 3))
+    cells = _unit_vectors(np.arcsin(z), longitude)
+    width_rad = np.clip(2.0 / len(views) ** 0.3, np.radians(4), np.radians(20))
+    density = np.empty((len(latitude), columns))
+    for line, shown in zip(density, latitude, strict=True):
+        kernel = np.exp((_unit_vectors(shown[None], longitude) @ cells.T - 1) / width_rad**2)
+        line[:] = kernel @ counts / kernel.mean(axis=1) / len(views)
+
+    figure = Figure(figsize=(HALF_IN, 3.6))
+    axes = figure.subplots(subplot_kw={"projection": "mollweide"})
+    edges = np.linspace(-np.pi, np.pi, columns + 1), np.linspace(-np.pi / 2, np.pi / 2, len(latitude) + 1)
+    mesh = axes.pcolormesh(*edges, density, cmap="viridis", vmin=0, rasterized=True)
+    axes.grid(color="white", alpha=0.35, linewidth=0.6)
+    axes.set_xticks(np.radians([-120, -60, 0, 60, 120]), [""] * 5)
+    axes.set_yticks(np.radians([-60, -30, 0, 30, 60]), ["150°", "120°", "90°", "60°", "30°"])
+    bar = figure.colorbar(mesh, ax=axes, orientation="horizontal", shrink=0.7, pad=0.04, aspect=32)
+    bar.set_label("density (1 = even cover)")
+    bar.outline.set_visible(False)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def map_views(volume: np.ndarray, voxel_size_A: float, mask: np.ndarray | None) -> str:
+    """Central slices (above) and projections (below) of a map (D, D, D) along z, y, x; its mask as a line."""
+    figure = Figure(figsize=(FULL_IN, 7.9), layout=ConstrainedLayoutEngine(wspace=0.03, hspace=0.03))
+    grid = figure.subplots(2, 3)
+    seen = slice(None) if mask is None else _extent(mask)
+    slices = [volume.take(size // 2, axis)[seen, seen] for axis, size in enumerate(volume.shape)]
+    projections = [volume.sum(axis)[seen, seen] for axis in range(3)]
+    limits = np.percentile(np.concatenate([part.ravel() for part in slices]), [0.5, 99.8])
+    for axis, (right, up) in enumerate((("x", "y"), ("x", "z"), ("y", "z"))):
+        _picture(grid[0, axis], slices[axis], voxel_size_A, limits)
+        if mask is not None:
+            edge = mask.take(mask.shape[axis] // 2, axis)[seen, seen]
+            if edge.min() < 0.5 < edge.max():
+                grid[0, axis].contour(edge, levels=[0.5], colors=ORANGE, linewidths=1.1)
+        _picture(
+            grid[1, axis], projections[axis], voxel_size_A, np.percentile(projections[axis], [0.5, 99.9])
+        )
+        grid[0, axis].set_title(f"slice ({right} to the right, {up} up)")
+        grid[1, axis].set_title(f"projection ({right} to the right, {up} up)")
+    return _svg(figure, dpi=130)
+
+
+@matplotlib.rc_context(STYLE)
+def defocus(mean_A: np.ndarray, astigmatism_A: np.ndarray) -> str:
+    """Histograms of the defocus and of the astigmatism, (N,) each in A."""
+    figure = Figure(figsize=(HALF_IN, 3.0))
+    left, right = figure.subplots(1, 2)
+    _histogram(left, mean_A / 1e4, "defocus (µm)")
+    _histogram(right, astigmatism_A / 10, "astigmatism (nm)")
+    right.set_ylabel("")
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def shifts(origin_A: np.ndarray) -> str:
+    """Where the particles' origins lie, (N, 2) in A, as counts over the plane."""
+    figure, axes = _figure(HALF_IN, 3.6)
+    reach = max(1.0, float(np.percentile(np.abs(origin_A), 99.5)) * 1.1)
+    cells = axes.hexbin(origin_A[:, 0], origin_A[:, 1], gridsize=int(np.clip(len(origin_A) ** 0.4, 15, 60)),
+                        extent=(-reach, reach, -reach, reach), mincnt=1, cmap="viridis", rasterized=True,
+                        linewidths=0)  # fmt: skip
+    axes.set(aspect="equal", xlabel="shift along x (Å)", ylabel="shift along y (Å)")
+    figure.colorbar(cells, ax=axes, label="particles", shrink=0.9).outline.set_visible(False)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def certainty(max_probability: np.ndarray) -> str:
+    """Histogram of the probability of each particle's best pose, (N,)."""
+    figure, axes = _figure(HALF_IN, 3.0)
+    _histogram(axes, max_probability, "probability of the best pose", (0.0, 1.0))
+    return _svg(figure)
+
+
+def _unit_vectors(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    """Directions (len(latitude) * len(longitude), 3) of a grid of angles in radians."""
+    b, a = (part.ravel() for part in np.meshgrid(latitude, longitude, indexing="ij"))
+    return np.stack([np.cos(b) * np.cos(a), np.cos(b) * np.sin(a), np.sin(b)], axis=1).astype(np.float32)
+
+
+def _figure(width_in: float, height_in: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width_in, height_in))
+    return figure, figure.subplots()
+
+
+def _legend(axes: Axes, count: int) -> None:
+    axes.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=count if count < 4 else 2, handlelength=2.4
+    )
+
+
+def _histogram(axes: Axes, values: np.ndarray, label: str, extent: tuple[float, float] | None = None) -> None:
+    axes.hist(values, bins=int(np.clip(len(values) ** 0.5, 10, 50)), range=extent, color=BLUE, linewidth=0)
+    axes.set(xlabel=label, ylabel="particles")
+    axes.grid(axis="x", visible=False)
+
+
+def _extent(mask: np.ndarray) -> slice:
+    """The part of each axis that shows a mask and a margin around it."""
+    inside = np.flatnonzero(np.any([(mask > 0.5).any(axis) for axis in ((0, 1), (0, 2), (1, 2))], axis=0))
+    if len(inside) == 0:
+        return slice(None)
+    margin = max(2, round(0.06 * len(mask)))
+    return slice(max(0, int(inside[0]) - margin), int(inside[-1]) + 1 + margin)
+
+
+def _picture(axes: Axes, image: np.ndarray, voxel_size_A: float, limits: np.ndarray) -> None:
+    """A grey image, y up, with a bar for its scale."""
+    low, high = limits if limits[1] > limits[0] else (limits[0], limits[0] + 1)
+    axes.imshow(image, cmap="gray", origin="lower", vmin=low, vmax=high, interpolation="bicubic")
+    axes.set_axis_off()
+    across = image.shape[1]
+    length_A = _round_length(across * voxel_size_A / 4)
+    start, height = 0.05 * across, 0.06 * image.shape[0]
+    axes.plot([start, start + length_A / voxel_size_A], [height, height], color="white", linewidth=3.5,
+              solid_capstyle="butt")  # fmt: skip
+    axes.text(start, height * 1.35, f"{length_A:g} Å", color="white", fontsize=9.5, va="bottom")
+
+
+def _round_length(length: float) -> float:
+    scale = 10.0 ** np.floor(np.log10(length))
+    return float(scale * max(step for step in (1, 2, 5) if step * scale <= length))
+
+
+def _svg(figure: Figure, dpi: int = 150) -> str:
+    """A figure as a data URI. Made the same twice: without dates, with ids from the content."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", dpi=dpi, metadata={"Date": None, "Creator": None})
+    svg = re.sub(r"font-family: [^;\"]*", f"font-family: {FONTS}", text.getvalue())
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode("ascii")

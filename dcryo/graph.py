@@ -1,0 +1,55 @@
+"""Task graphs: calls, trees of sums, and their execution where a cluster says. The only module that imports dask.
+
+A graph is a function of the data set alone; where it runs changes neither its nodes nor the order of any sum.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import dask
+import numpy as np
+from dask.delayed import Delayed as Task
+from dask.delayed import delayed
+from threadpoolctl import threadpool_limits
+
+from dcryo.cluster import Cluster
+
+
+def call(function: Callable, *arguments: Any, name: str, parts: int | None = None) -> Any:
+    """A task: `function` of arguments that are values or other tasks, lists of tasks included.
+
+    name: key of the task, unique in its graph, so that the same graph has the same keys wherever it is built;
+    parts: length of the tuple that the function returns, where its items are wanted one by one (`task[i]`).
+    """
+    return delayed(_single_threaded, pure=False, nout=parts)(function, *arguments, dask_key_name=name)
+
+
+def _single_threaded(function: Callable, *arguments: Any) -> Any:
+    _limit_native_threads()
+    return function(*arguments)
+
+
+@cache
+def _limit_native_threads() -> None:
+    """Once per process: BLAS and OpenMP stay on their task's thread, so that tasks alone fill the cores."""
+    threadpool_limits(1)
+
+
+def tree_sum(terms: Sequence[Task], name: str) -> Task:
+    """Sum of arrays by a binary tree whose shape depends on their number alone; terms are never changed in place."""
+    level, rank = list(terms), 0
+    while len(level) > 1:
+        paired = [
+            call(np.add, first, second, name=f"{name}-sum{rank}-{position}")
+            for position, (first, second) in enumerate(zip(level[::2], level[1::2], strict=False))
+        ]
+        level = paired + level[2 * len(paired) :]
+        rank += 1
+    return level[0]
+
+
+def compute(nodes: Any, cluster: Cluster) -> Any:
+    """Values of the tasks in `nodes` (any nesting of lists, tuples and dicts), computed on a cluster."""
+    options = {} if cluster.workers is None else {"num_workers": cluster.workers}
+    return dask.compute(nodes, scheduler=cluster.scheduler, optimize_graph=False, **options)[0]

@@ -1,0 +1,212 @@
+"""What the jobs over particles share: a store made ready, its two halves, its mask, and how it is cut into shards."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dcryo.data import mrc
+from dcryo.data.particles import Particles
+from dcryo.data.store import Store, open_store
+from dcryo.errors import InputError
+from dcryo.kernels import filters, masks
+from dcryo.kernels.ctf import ctf
+from dcryo.kernels.randomness import generator
+from dcryo.kernels.shells import half_plane
+from dcryo.steps.expectation import Batch
+
+_SHARDS_PER_HALF = 8
+_SMALLEST_SHARD, _LARGEST_SHARD = 64, 4096
+_MASK_EDGE_PX = 5.0
+# Share of the box that the particle is taken to fill where the user does not say.
+_DEFAULT_DIAMETER = 0.85
+
+
+class CtfColumns(NamedTuple):
+    """What the CTF of each of n particles depends on; every item (n,) float64, in the units of `kernels.ctf.ctf`."""
+
+    pixel_size_A: np.ndarray
+    defocus_u_A: np.ndarray
+    defocus_v_A: np.ndarray
+    defocus_angle_deg: np.ndarray
+    voltage_kV: np.ndarray
+    spherical_aberration_mm: np.ndarray
+    amplitude_contrast: np.ndarray
+    phase_shift_deg: np.ndarray
+    ctf_bfactor_A2: np.ndarray
+    ctf_scale: np.ndarray
+
+
+_CTF_DEFAULTS = {"phase_shift_deg": 0.0, "ctf_bfactor_A2": 0.0, "ctf_scale": 1.0}
+
+
+def ctf_columns(particles: Particles, source: Path) -> CtfColumns:
+    """The CTF columns of particles; InputError, naming the source, where one that has no default is missing."""
+
+    def column(name: str) -> np.ndarray:
+        if name in particles.optics:
+            return np.asarray(particles.optics_of(name), dtype=np.float64)
+        if name in particles:
+            return np.asarray(particles[name], dtype=np.float64)
+        if name in _CTF_DEFAULTS:
+            return np.full(len(particles), _CTF_DEFAULTS[name])
+        raise InputError(
+            f"{source}: the particles have no {name}; the CTF cannot be computed without it. Import them again from "
+            "a STAR or .cs file that has it (for .cs, add the passthrough file)"
+        )
+
+    return CtfColumns(*(column(name) for name in CtfColumns._fields))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A store with what a job over its particles needs.
+
+    halves: (n,) int8, 1 or 2; has_poses: whether the store came with poses; rotation, origin_px: those, or identity
+    and zero.
+    """
+
+    store: Store
+    particles: Particles
+    ctf: CtfColumns
+    halves: np.ndarray
+    has_poses: bool
+    rotation: np.ndarray
+    origin_px: np.ndarray
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Optics group of each particle, (n,), row of the noise spectra."""
+        return self.particles["optics_row"]
+
+    @property
+    def n_groups(self) -> int:
+        return int(self.groups.max()) + 1
+
+    def rows_of(self, half: int) -> np.ndarray:
+        return np.flatnonzero(self.halves == half)
+
+
+def load_dataset(path: Path, seed: int) -> Dataset:
+    """Open a store for a job over its particles. InputError where CTF values are missing or a half is empty.
+
+    Where the source did not split the particles into halves, the seed does.
+    """
+    store = open_store(path)
+    particles = store.particles()
+    n = len(particles)
+    halves = particles["half"] if "half" in particles else np.zeros(n, dtype=np.int8)
+    if not np.isin(halves, (1, 2)).all():
+        shuffled = generator(seed, "halves", 0).permutation(n)
+        halves = (1 + shuffled % 2).astype(np.int8)
+    counts = np.bincount(halves, minlength=3)[1:]
+    if counts.min() == 0:
+        raise InputError(
+            f"{path}: {counts[0]} particles in half 1 and {counts[1]} in half 2; a gold-standard job needs both. "
+            "Remove the column of random subsets (rlnRandomSubset) to have them made anew"
+        )
+    has_poses = "rotation" in particles
+    rotation = particles["rotation"] if has_poses else np.tile(np.eye(3), (n, 1, 1))
+    columns = ctf_columns(particles, path)
+    origin_A = particles["origin_A"] if "origin_A" in particles else np.zeros((n, 2))
+    origin_px = origin_A / columns.pixel_size_A[:, None]
+    return Dataset(store, particles, columns, halves, has_poses, rotation, origin_px)
+
+
+def load_mask(store: Store, diameter_A: float | None, path: Path | None) -> tuple[np.ndarray, float]:
+    """The solvent mask and the diameter of the particle in Angstrom: a soft sphere, or a user's mask.
+
+    InputError where the sphere does not fit the box or the mask's box, pixel size or values are wrong.
+    """
+    box, pixel = store.box_px, store.pixel_size_A
+    width = box * pixel
+    diameter = diameter_A or _DEFAULT_DIAMETER * width
+    if not 4 * pixel < diameter <= width:
+        raise InputError(f"--mask-diameter {diameter:g} A: expected more than {4 * pixel:g} A and at most the box, "
+                         f"{width:g} A")  # fmt: skip
+    if path is None:
+        return masks.sphere(box, diameter / pixel, _MASK_EDGE_PX), diameter
+    given = mrc.read_map(path)
+    if given.array.shape != (box,) * 3 or abs(given.voxel_size_A / pixel - 1) > 0.01:
+        raise InputError(
+            f"{path}: mask of {given.array.shape} voxels of {given.voxel_size_A:g} A; expected {(box,) * 3} of "
+            f"{pixel:g} A like the particles. Rescale it"
+        )
+    low, high = float(given.array.min()), float(given.array.max())
+    if not (low >= 0 and high <= 1 and high > 0):
+        raise InputError(f"{path}: mask values run from {low:g} to {high:g}; expected 0 (solvent) to 1 (particle)")
+    return given.array, diameter
+
+
+def load_reference(store: Store, path: Path) -> np.ndarray:
+    """A map brought to the box and pixel size of the particles, (D, D, D) float32. InputError where it is no map."""
+    given = mrc.read_map(path)
+    array, voxel = given.array, given.voxel_size_A
+    if len(set(array.shape)) != 1:
+        raise InputError(f"{path}: a map of {array.shape} voxels; expected a cube. Pad it")
+    if not np.isfinite(array).all() or array.std() == 0:
+        raise InputError(f"{path}: the map is constant or not finite; expected density")
+    if not voxel > 0:
+        raise InputError(f"{path}: no voxel size in the header; set it (the particles have {store.pixel_size_A:g} A)")
+    if abs(voxel / store.pixel_size_A - 1) > 1e-3:
+        array = filters.rescale_volume(array, round(len(array) * voxel / store.pixel_size_A))
+    return filters.pad_or_crop(array, store.box_px)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A task's particles: rows of a store, all of one half, and what is known of them (n, ...) each."""
+
+    name: str
+    store: Store
+    rows: np.ndarray
+    ctf: CtfColumns
+    group: np.ndarray
+    norm: np.ndarray
+    rotation: np.ndarray
+    origin_px: np.ndarray
+
+    def read(self, some: slice) -> tuple[Batch, dict[int, str]]:
+        """A batch of the shard's images with their CTFs; and which of them could not be read, as position -> reason.
+
+        Those are not a number, which every step leaves out.
+        """
+        read = self.store.read(self.rows[some])
+        images = read.images
+        images[list(read.bad)] = np.nan
+        every = half_plane(self.store.box_px // 2)
+        values = ctf(every.kx, every.ky, self.store.box_px, *(column[some] for column in self.ctf))
+        known = (array[some] for array in (self.group, self.norm, self.rotation, self.origin_px))
+        return Batch(images, values, *known), dict(read.bad)
+
+
+def shard_size(count: int) -> int:
+    """Particles per shard where a half has so many."""
+    return min(max(math.ceil(count / _SHARDS_PER_HALF), _SMALLEST_SHARD), _LARGEST_SHARD)
+
+
+def cut_shards(data: Dataset, half: int, norm: np.ndarray, rotation: np.ndarray, origin_px: np.ndarray) -> list[Shard]:
+    """The shards of a half: a function of the data set alone. norm, rotation, origin_px: (n, ...) of all particles."""
+    every = data.rows_of(half)
+    size = shard_size(len(every))
+    shards = []
+    for index, first in enumerate(range(0, len(every), size)):
+        rows = every[first : first + size]
+        columns = CtfColumns(*(column[rows] for column in data.ctf))
+        known = (array[rows] for array in (data.groups, norm, rotation, origin_px))
+        shards.append(Shard(f"{half}-{index}", data.store, rows, columns, *known))
+    return shards
+
+
+def left_out_rows(data: Dataset, half: int, left_out: Iterable[dict[int, str]]) -> list[dict]:
+    """Rows for the list of quarantined particles of what the shards of a half left out, each position -> reason."""
+    every, rows = data.rows_of(half), []
+    for shard, reasons in enumerate(left_out):
+        for position, reason in reasons.items():
+            row = int(every[shard * shard_size(len(every)) + position])
+            image = f"{data.particles['image_index'][row] + 1:06d}@{data.particles['image_path'][row]}"
+            rows.append({"row": row + 1, "image": image, "reason": reason})
+    return rows

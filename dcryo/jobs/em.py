@@ -1,0 +1,200 @@
+"""One iteration of expectation and maximisation over a store, as a graph.
+
+The data set alone decides how particles are cut into shards and in which order sums are added. A task gets a path and
+row numbers, reads its images, folds batch after batch into one set of sums and returns it in slabs, which are added
+slab by slab. References go through the run directory, where every worker maps them.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dcryo import graph
+from dcryo.cluster import Cluster
+from dcryo.errors import RunError
+from dcryo.jobs.dataset import Shard
+from dcryo.kernels import slices
+from dcryo.kernels.shells import half_plane
+from dcryo.steps import expectation, maximisation
+from dcryo.steps.expectation import Poses
+from dcryo.steps.maximisation import HalfFsc
+from dcryo.steps.search import Search
+
+_BATCH = 64
+_SLAB_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all shards of a half share in an iteration.
+
+    noise_power: (G, D // 2 + 1); shell_max: highest shell back-projected; operators: (G, 3, 3) of the symmetry.
+    """
+
+    search: Search
+    noise_power: np.ndarray
+    shell_max: int
+    operators: np.ndarray
+
+
+class ShardResult(NamedTuple):
+    """What a shard learned of its particles. left_out: position in the shard -> reason."""
+
+    poses: Poses
+    left_out: dict[int, str]
+
+
+class Half(NamedTuple):
+    """What an iteration found in one half: residual (G, D // 2 + 1) and particles (G,) as in `expectation.Sums`, and a
+    ShardResult per shard, in order."""
+
+    residual: np.ndarray
+    particles: np.ndarray
+    shards: list[ShardResult]
+
+
+class Maps(NamedTuple):
+    """What the maximisation step makes of the sums of two halves.
+
+    plain, regularised: two maps (D, D, D) float32 each; fsc: between the plain ones; merged: the map of all particles.
+    """
+
+    plain: list
+    regularised: list
+    fsc: HalfFsc
+    merged: np.ndarray
+
+
+class Iteration(NamedTuple):
+    """An iteration: its maps, and what it found in the two halves."""
+
+    maps: Maps
+    halves: tuple[Half, Half]
+
+
+def slab_bounds(shell_max: int) -> list[slice]:
+    """How an accumulator is cut along z into slabs of about 64 MiB."""
+    depth, height, width = slices.volume_shape(shell_max)
+    planes = max(1, _SLAB_BYTES // (height * width * 3 * 4))
+    return [slice(first, min(first + planes, depth)) for first in range(0, depth, planes)]
+
+
+def iterate(
+    shards: tuple[Sequence[Shard], Sequence[Shard]],
+    references: tuple[np.ndarray, np.ndarray],
+    settings: tuple[Setting, Setting],
+    mask: np.ndarray,
+    scratch: Path,
+    cluster: Cluster,
+) -> Iteration:
+    """Expectation over all shards, maximisation of both halves.
+
+    references: two maps (D, D, D) float32, masked, one for each half; mask: (D, D, D), for the FSC; scratch: a
+    directory that all workers see.
+    """
+    shell_max = settings[0].shell_max
+    paths = tuple(scratch / f"reference{half}.npy" for half in (1, 2))
+    slabs = len(slab_bounds(shell_max))
+    volumes, sums, results = [], [], []
+    for half, (own, reference, setting, path) in enumerate(
+        zip(shards, references, settings, paths, strict=True), start=1
+    ):
+        prepared = graph.call(_write_reference, reference, shell_max, path, name=f"reference-{half}")
+        outs = [
+            graph.call(expect_shard, shard, prepared, setting, name=f"expect-{shard.name}", parts=slabs + 3)
+            for shard in own
+        ]
+        totals = [
+            graph.tree_sum([out[part] for out in outs], name=f"half{half}-part{part}") for part in range(slabs + 2)
+        ]
+        volumes.append(totals[:slabs])
+        sums.append(totals[slabs:])
+        results.append([out[slabs + 2] for out in outs])
+    maps = maximise(volumes, settings[0].operators, shell_max, mask)
+    maps, sums, results = graph.compute((maps, sums, results), cluster)
+    for path in paths:
+        path.unlink(missing_ok=True)
+    return Iteration(maps, (Half(sums[0][0], sums[0][1], results[0]), Half(sums[1][0], sums[1][1], results[1])))
+
+
+def maximise(
+    volumes: Sequence[Sequence[graph.Task]], operators: np.ndarray, shell_max: int, mask: np.ndarray
+) -> Maps:
+    """Tasks from the slabs of the two halves' sums to their maps: a `Maps` whose items are tasks."""
+    box = mask.shape[0]
+    accumulators = [
+        graph.call(maximisation.assemble, slabs, operators, name=f"assemble-{half}")
+        for half, slabs in enumerate(volumes, start=1)
+    ]
+    plain = [
+        graph.call(maximisation.plain_map, accumulator, shell_max, box, name=f"plain-{half}")
+        for half, accumulator in enumerate(accumulators, start=1)
+    ]
+    fsc = graph.call(maximisation.half_fsc, *plain, mask, name="fsc")
+    regularised = [
+        graph.call(maximisation.regularised_map, accumulator, fsc, shell_max, box, name=f"regularise-{half}")
+        for half, accumulator in enumerate(accumulators, start=1)
+    ]
+    merged = graph.call(maximisation.merged_map, *accumulators, fsc, shell_max, box, name="merge")
+    return Maps(plain, regularised, fsc, merged)
+
+
+def _write_reference(reference: np.ndarray, shell_max: int, path: Path) -> Path:
+    """Prepare a reference for slicing and leave it where every task can map it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npy")
+    with os.fdopen(handle, "wb") as file:
+        np.save(file, slices.prepare(reference, shell_max))
+    os.replace(temporary, path)
+    return path
+
+
+def expect_shard(shard: Shard, reference_path: Path, setting: Setting) -> tuple:
+    """The task: slabs of the shard's sums, the residual and number of its particles, and its ShardResult."""
+    # Copy-on-write only so that kernels see the same array type as in memory; nobody writes.
+    reference = np.asarray(np.load(reference_path, mmap_mode="c"))
+    box = shard.store.box_px
+    pixels = half_plane(setting.shell_max)
+    sums = expectation.empty_sums(setting.shell_max, len(setting.noise_power), box)
+    grid = None
+    if setting.search.radius_deg is None:
+        grid = expectation.global_grid(reference, setting.search, setting.operators)
+    poses, left_out = [], {}
+    for first in range(0, len(shard.rows), _BATCH):
+        batch, bad = shard.read(slice(first, first + _BATCH))
+        found = expectation.fold(sums, batch, reference, setting.noise_power, setting.search, pixels, grid)
+        poses.append(found)
+        bad.update({int(i): "its likelihood is not a finite number" for i in np.flatnonzero(~found.usable)} | bad)
+        left_out.update({first + position: reason for position, reason in bad.items()})
+    every = Poses(*(np.concatenate(column) for column in zip(*poses, strict=True)))
+    slabs = [sums.volume[bounds] for bounds in slab_bounds(setting.shell_max)]
+    return (*slabs, sums.residual, sums.particles, ShardResult(every, left_out))
+
+
+def all_poses(shards: Sequence[ShardResult]) -> Poses:
+    """Poses of a half's particles, in the order of the shards."""
+    return Poses(*(np.concatenate(column) for column in zip(*(shard.poses for shard in shards), strict=True)))
+
+
+def mean_power(shards: Sequence[Shard], groups: int, at_most: int) -> np.ndarray:
+    """A task: mean power of images per shell, (groups, D // 2 + 1), from at most so many images spread over a half.
+
+    Optics groups without an image among them get the mean of the others.
+    """
+    total = sum(len(shard.rows) for shard in shards)
+    step = max(1, total // at_most)
+    sums, counts = np.zeros((groups, shards[0].store.box_px // 2 + 1)), np.zeros(groups)
+    for shard in shards:
+        for first in range(0, len(shard.rows), _BATCH * step):
+            batch, _ = shard.read(slice(first, first + _BATCH * step, step))
+            power, particles = expectation.power(batch, groups)
+            sums += power
+            counts += particles
+    if not np.any(counts):
+        raise RunError("none of the images could be read; see the report of the import")
+    overall = np.sum(sums, axis=0) / np.sum(counts)
+    return np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], overall)

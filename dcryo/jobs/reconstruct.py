@@ -1,0 +1,116 @@
+"""Maps from the poses that particles already have."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from dcryo import graph
+from dcryo.cluster import Cluster, connect
+from dcryo.data.run import Run
+from dcryo.errors import InputError, RunError
+from dcryo.jobs import em
+from dcryo.jobs.dataset import Dataset, Shard, cut_shards, left_out_rows, load_dataset, load_mask
+from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
+from dcryo.jobs.outputs import write_maps
+from dcryo.kernels.shells import half_plane
+from dcryo.kernels.symmetry import operators
+from dcryo.steps import expectation
+from dcryo.steps.maximisation import HalfFsc
+
+_BATCH = 64
+
+
+class ReconstructOptions(OutOptions, ClusterOptions, SeedOptions):
+    """Back-project particles with the poses, shifts and CTF that they have, each half by itself.
+
+    Writes half1.mrc and half2.mrc (unfiltered), map.mrc (both halves, weighted by their FSC), mask.mrc and fsc.csv.
+    """
+
+    store: Path = argument("store of particles with poses")
+    symmetry: str = Field("C1", description="point group: Cn, Dn, T, O, I1, I2, I3 or I4")
+    mask_diameter_A: float | None = Field(
+        None, gt=0, description="diameter of the soft sphere of the masked FSC (default: 0.85 of the box)"
+    )
+    mask: Path | None = Field(None, description="mask for the FSC (map of 0 to 1) in place of the sphere")
+
+
+@dataclass(frozen=True)
+class ReconstructResult:
+    """Maps (D, D, D) of a reconstruction. resolution_A: by FSC 0.143 under the mask; out: the run directory."""
+
+    out: Path
+    resolution_A: float
+    half_maps: tuple[np.ndarray, np.ndarray]
+    map: np.ndarray
+    fsc: HalfFsc
+
+    def summary(self) -> str:
+        return f"{self.out}: {self.resolution_A:.2f} A by FSC 0.143 of the half maps"
+
+
+def reconstruct(options: ReconstructOptions, *, progress: Progress = print) -> ReconstructResult:
+    """Reconstruct; see `ReconstructOptions`. InputError for bad input, before work starts."""
+    group = operators(options.symmetry)
+    data = load_dataset(options.store, options.seed)
+    if not data.has_poses:
+        raise InputError(f"{options.store}: the particles have no poses (rlnAngleRot, ...); refine them first")
+    mask, diameter = load_mask(data.store, options.mask_diameter_A, options.mask)
+    inputs = [options.store] + ([options.mask] if options.mask else [])
+    with (
+        Run.start(
+            options.out, "reconstruct", options.model_dump(), inputs, options.seed, options.resume, options.overwrite
+        ) as run,
+        connect(options.cluster, options.workers) as cluster,
+    ):
+        run.quarantine(data.store.quarantined)
+        progress(f"{len(data.particles)} particles, box {data.store.box_px} px, on {cluster.description}")
+        maps, left_out = _maps(data, group, mask, cluster)
+        run.quarantine(left_out)
+        if not np.isfinite(maps.merged).all() or not np.any(maps.merged):
+            raise RunError("the reconstruction is empty or not finite; see the quarantined particles")
+        resolution = write_maps(run.path, data.store.pixel_size_A, maps, mask)
+        run.done(
+            {
+                "resolution_A": resolution,
+                "particles": len(data.particles),
+                "box_px": data.store.box_px,
+                "pixel_size_A": data.store.pixel_size_A,
+                "symmetry": options.symmetry,
+                "mask_diameter_A": diameter,
+            }
+        )
+    return ReconstructResult(options.out, resolution, (maps.plain[0], maps.plain[1]), maps.merged, maps.fsc)
+
+
+def _maps(data: Dataset, group: np.ndarray, mask: np.ndarray, cluster: Cluster) -> tuple[em.Maps, list[dict]]:
+    """The maps, and the rows that could not be used."""
+    nyquist = data.store.box_px // 2
+    slabs = len(em.slab_bounds(nyquist))
+    volumes, results, ones = [], [], np.ones(len(data.particles))
+    for half in (1, 2):
+        outs = [
+            graph.call(back_project_shard, shard, name=f"back-project-{shard.name}", parts=slabs + 1)
+            for shard in cut_shards(data, half, ones, data.rotation, data.origin_px)
+        ]
+        volumes.append(
+            [graph.tree_sum([out[part] for out in outs], name=f"half{half}-slab{part}") for part in range(slabs)]
+        )
+        results.append([out[slabs] for out in outs])
+    maps, results = graph.compute((em.maximise(volumes, group, nyquist, mask), results), cluster)
+    rows = [row for half, left_out in enumerate(results, start=1) for row in left_out_rows(data, half, left_out)]
+    return maps, rows
+
+
+def back_project_shard(shard: Shard) -> tuple:
+    """The task: slabs of the shard's accumulator, and position -> reason of what was left out."""
+    nyquist = shard.store.box_px // 2
+    volume = expectation.empty_sums(nyquist, 1, shard.store.box_px).volume
+    left_out: dict[int, str] = {}
+    for first in range(0, len(shard.rows), _BATCH):
+        batch, bad = shard.read(slice(first, first + _BATCH))
+        usable = expectation.back_project(volume, batch, half_plane(nyquist))
+        bad = dict.fromkeys(np.flatnonzero(~usable).tolist(), "the image is not finite") | bad
+        left_out.update({first + position: reason for position, reason in bad.items()})
+    return *(volume[bounds] for bounds in em.slab_bounds(nyquist)), left_out

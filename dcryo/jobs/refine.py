@@ -1,0 +1,329 @@
+"""Gold-standard refinement: poses and a map from particles and a first, low-passed reference.
+
+Each half of the particles has its own reference, noise spectra and norms; the halves meet only in the Fourier shell
+correlation of their maps, which sets the prior, the resolution that the next iteration uses and, with it, the
+sampling (Scheres & Chen 2012).
+"""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from dcryo import graph
+from dcryo.cluster import Cluster, connect
+from dcryo.data import star
+from dcryo.data.curves import write_curves
+from dcryo.data.particles import Particles
+from dcryo.data.run import Run
+from dcryo.errors import RunError
+from dcryo.jobs import em
+from dcryo.jobs.dataset import Dataset, cut_shards, left_out_rows, load_dataset, load_mask, load_reference
+from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
+from dcryo.jobs.outputs import write_maps
+from dcryo.kernels import filters, fsc, rotations, sampling
+from dcryo.kernels.randomness import generator
+from dcryo.kernels.shells import resolution_A, shell_at
+from dcryo.kernels.symmetry import operators
+from dcryo.steps.maximisation import HalfFsc
+from dcryo.steps.search import Search, plan_search
+
+# Shells beyond the resolution that are back-projected too, so that the FSC can grow into them.
+_HEADROOM_SHELLS, _HEADROOM = 8, 0.25
+# A resolution is better only by more than this many shells; after so many iterations without, the run has converged.
+_PROGRESS_SHELLS = 0.5
+_PATIENCE = 2
+_SPECTRUM_PARTICLES = 1024
+
+
+class RefineOptions(OutOptions, ClusterOptions, SeedOptions):
+    """Refine poses and a map against a first reference, two halves of the particles apart from each other.
+
+    Writes half1.mrc and half2.mrc (unfiltered), map.mrc, mask.mrc, fsc.csv, fsc.xml, spectra.csv, particles.star and
+    a report.
+    """
+
+    store: Path = argument("store of particles")
+    reference: Path = Field(description="first reference: a map, on any grey scale, white on dark; it is low-passed")
+    symmetry: str = Field("C1", description="point group: Cn, Dn, T, O, I1, I2, I3 or I4")
+    mask_diameter_A: float | None = Field(
+        None, gt=0, description="diameter of the particle and of the soft spherical mask (default: 0.85 of the box)"
+    )
+    mask: Path | None = Field(None, description="solvent mask (map of 0 to 1) in place of the sphere")
+    initial_lowpass_A: float = Field(40.0, gt=0, description="low-pass filter of the first reference")
+    shift_range_A: float | None = Field(
+        None, gt=0, description="how far particles may lie from their last centre (default: 0.1 of the diameter)"
+    )
+    max_iterations: int = Field(30, gt=0, description="stop here even if the run has not converged")
+
+
+@dataclass(frozen=True)
+class RefineResult:
+    """A finished refinement. resolution_A: by FSC 0.143 under the mask; out: the run directory."""
+
+    out: Path
+    resolution_A: float
+    iterations: int
+    half_maps: tuple[np.ndarray, np.ndarray]
+    map: np.ndarray
+    fsc: HalfFsc
+    particles: Particles
+
+    def summary(self) -> str:
+        return f"{self.out}: {self.resolution_A:.2f} A by FSC 0.143 of the half maps, {self.iterations} iterations"
+
+
+@dataclass(frozen=True)
+class State:
+    """All that one iteration hands to the next; an iteration is a function of this, the data and the options.
+
+    references: (2, D, D, D) float32, not masked; noise_power: (2, G, D // 2 + 1); rotation (n, 3, 3), origin_px (n, 2),
+    norm, log_likelihood, max_probability, significant (n,): of all particles; shell: resolution the next search uses;
+    best_shell: finest crossing so far; stalled: iterations since; last: the next iteration is the final one.
+    """
+
+    iteration: int
+    references: np.ndarray
+    noise_power: np.ndarray
+    rotation: np.ndarray
+    origin_px: np.ndarray
+    norm: np.ndarray
+    log_likelihood: np.ndarray
+    max_probability: np.ndarray
+    significant: np.ndarray
+    shell: int
+    best_shell: float
+    stalled: int
+    last: bool
+
+
+_ARRAYS = (
+    "references", "noise_power", "rotation", "origin_px", "norm", "log_likelihood", "max_probability", "significant",
+)  # fmt: skip
+_FIGURES = ("shell", "best_shell", "stalled", "last")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What stays the same through a refinement."""
+
+    options: RefineOptions
+    data: Dataset
+    mask: np.ndarray
+    diameter_A: float
+    operators: np.ndarray
+    scratch: Path
+
+    @property
+    def box_px(self) -> int:
+        return self.data.store.box_px
+
+    @property
+    def pixel_size_A(self) -> float:
+        return self.data.store.pixel_size_A
+
+
+def refine(options: RefineOptions, *, progress: Progress = print) -> RefineResult:
+    """Refine; see `RefineOptions`. InputError for bad input, before work starts; RunError where a run fails."""
+    group = operators(options.symmetry)
+    data = load_dataset(options.store, options.seed)
+    mask, diameter = load_mask(data.store, options.mask_diameter_A, options.mask)
+    reference = load_reference(data.store, options.reference)
+    inputs = [options.store, options.reference] + ([options.mask] if options.mask else [])
+    with (
+        Run.start(
+            options.out, "refine", options.model_dump(), inputs, options.seed, options.resume, options.overwrite
+        ) as run,
+        connect(options.cluster, options.workers) as cluster,
+    ):
+        scratch = run.path / "scratch"
+        scratch.mkdir(exist_ok=True)
+        job = _Job(options, data, mask, diameter, group, scratch.absolute())
+        run.quarantine(data.store.quarantined)
+        progress(
+            f"{len(data.particles)} particles, box {job.box_px} px of {job.pixel_size_A:g} A, {options.symmetry}, "
+            f"diameter {diameter:.0f} A, on {cluster.description}"
+        )
+        state = _latest(run) or _first_state(job, reference, cluster)
+        while True:
+            final = state.last
+            state, made = _iterate(job, state, cluster, run, progress)
+            if final:
+                break
+            run.save_checkpoint(
+                state.iteration,
+                {name: getattr(state, name) for name in _ARRAYS},
+                {name: getattr(state, name) for name in _FIGURES},
+            )
+        result = _write(job, state, made, run)
+        scratch.rmdir()
+    return result
+
+
+def _latest(run: Run) -> State | None:
+    found = run.latest_checkpoint()
+    if found is None:
+        return None
+    iteration, arrays, figures = found
+    return State(iteration, **arrays, **figures)  # type: ignore[arg-type]
+
+
+def _first_state(job: _Job, reference: np.ndarray, cluster: Cluster) -> State:
+    """The low-passed reference, poses unknown, and the mean power of the images as noise."""
+    data, options = job.data, job.options
+    lowpassed = filters.lowpass(reference, job.pixel_size_A, options.initial_lowpass_A)
+    n = len(data.particles)
+    blank = np.zeros((n, 2))
+    shards = [cut_shards(data, half, np.ones(n), data.rotation, blank) for half in (1, 2)]
+    powers = [
+        graph.call(em.mean_power, own, data.n_groups, _SPECTRUM_PARTICLES, name=f"power-{half}")
+        for half, own in enumerate(shards, start=1)
+    ]
+    return State(
+        iteration=0,
+        references=np.stack([lowpassed, lowpassed]),
+        noise_power=np.stack(graph.compute(powers, cluster)),
+        rotation=np.tile(np.eye(3), (n, 1, 1)),
+        origin_px=blank,
+        norm=np.ones(n),
+        log_likelihood=np.zeros(n),
+        max_probability=np.zeros(n),
+        significant=np.zeros(n, dtype=np.int64),
+        shell=max(shell_at(options.initial_lowpass_A, job.box_px, job.pixel_size_A), 1),
+        best_shell=0.0,
+        stalled=0,
+        last=False,
+    )
+
+
+def _search(job: _Job, state: State) -> Search:
+    # The whole grid is turned anew in each iteration, so that no pose sits on the same grid twice.
+    random = generator(job.options.seed, "grid", state.iteration + 1)
+    return plan_search(
+        state.shell,
+        job.box_px,
+        job.pixel_size_A,
+        job.diameter_A,
+        job.options.shift_range_A or 0.1 * job.diameter_A,
+        trusted=state.iteration > 0,
+        perturbation=rotations.perturbation(sampling.step_deg(3) / 2, random),
+        profile_scale=state.iteration == 0,
+    )
+
+
+def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Progress) -> tuple[State, em.Iteration]:
+    """One iteration: expectation, maximisation, what the next one may use, and the record of it."""
+    started = time.monotonic()
+    number = state.iteration + 1
+    nyquist = job.box_px // 2
+    headroom = max(_HEADROOM_SHELLS, int(_HEADROOM * state.shell))
+    shell_max = nyquist if state.last else min(state.shell + headroom, nyquist)
+    search = _search(job, state)
+    made = em.iterate(
+        shards=_both(cut_shards(job.data, half, state.norm, state.rotation, state.origin_px) for half in (1, 2)),
+        references=_both(reference * job.mask for reference in state.references),
+        settings=_both(em.Setting(search, noise, shell_max, job.operators) for noise in state.noise_power),
+        mask=job.mask,
+        scratch=job.scratch,
+        cluster=cluster,
+    )
+    for plain in made.maps.plain:
+        if not (np.isfinite(plain).all() and np.any(plain)):
+            raise RunError(f"iteration {number} gave an empty or not finite map; see the quarantined particles")
+    updated = _update(job, state, made, shell_max)
+    for half, result in enumerate(made.halves, start=1):
+        run.quarantine(left_out_rows(job.data, half, [shard.left_out for shard in result.shards]))
+    figures = _figures(job, state, updated, made, search) | {"seconds": round(time.monotonic() - started, 2)}
+    run.iteration(figures)
+    progress(
+        f"iteration {number}: {figures['resolution_A']:.2f} A, {figures['search']} search at "
+        f"{figures['angular_step_deg']:.2f} deg, {figures['shift_step_px']:.2f} px, {figures['seconds']:.1f} s"
+    )
+    return updated, made
+
+
+def _both(items) -> tuple:  # type: ignore[no-untyped-def]
+    first, second = items
+    return first, second
+
+
+def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> State:
+    """The state after an iteration."""
+    columns = {name: getattr(state, name).copy() for name in _ARRAYS[2:]}
+    noise = state.noise_power.copy()
+    for index, half in enumerate(made.halves):
+        rows = job.data.rows_of(index + 1)
+        poses = em.all_poses(half.shards)
+        usable = rows[poses.usable]
+        for name in columns:
+            columns[name][usable] = getattr(poses, name)[poses.usable]
+        columns["norm"][usable] /= np.sqrt(np.mean(columns["norm"][usable] ** 2))
+        seen = half.particles > 0
+        noise[index, seen] = half.residual[seen] / half.particles[seen, None]
+    crossing = fsc.crossing(made.maps.fsc.masked[: shell_max + 1], fsc.GOLD_STANDARD)
+    better = crossing > state.best_shell + _PROGRESS_SHELLS
+    stalled = 0 if better else state.stalled + 1
+    number = state.iteration + 1
+    return replace(
+        state,
+        iteration=number,
+        references=np.stack(made.maps.regularised),
+        noise_power=noise,
+        **columns,
+        shell=max(int(crossing), shell_at(job.options.initial_lowpass_A, job.box_px, job.pixel_size_A), 1),
+        best_shell=max(state.best_shell, crossing),
+        stalled=stalled,
+        last=stalled >= _PATIENCE or number + 1 >= job.options.max_iterations,
+    )
+
+
+def _figures(job: _Job, before: State, after: State, made: em.Iteration, search: Search) -> dict:
+    turned = rotations.angular_distance_deg(after.rotation, before.rotation, job.operators)
+    moved = np.linalg.norm(after.origin_px - before.origin_px, axis=1)
+    crossing = fsc.crossing(made.maps.fsc.masked, fsc.GOLD_STANDARD)
+    return {
+        "iteration": after.iteration,
+        "resolution_A": resolution_A(crossing, job.box_px, job.pixel_size_A),
+        "shell_max": search.finest.shell,
+        "angular_step_deg": sampling.step_deg(search.finest.order),
+        "shift_step_px": search.finest.shift_step_px,
+        "search": "global" if search.radius_deg is None else "local",
+        "median_rotation_change_deg": float(np.median(turned)),
+        "median_shift_change_px": float(np.median(moved)),
+        "mean_max_probability": float(after.max_probability.mean()),
+        "mean_significant_poses": float(after.significant.mean()),
+    }
+
+
+def _write(job: _Job, state: State, made: em.Iteration, run: Run) -> RefineResult:
+    box, pixel, out, maps = job.box_px, job.pixel_size_A, run.path, made.maps
+    resolution = write_maps(out, pixel, maps, job.mask)
+    # Signal on the scale of the images: the power of the map's slices.
+    spectra = {f"noise_half{half}": noise.mean(axis=0) for half, noise in enumerate(state.noise_power, start=1)}
+    write_curves(out / "spectra.csv", box, pixel, spectra | {"signal": fsc.shell_power(maps.merged * job.mask)})
+    refined = job.data.particles.replace(
+        rotation=state.rotation,
+        origin_A=state.origin_px * job.data.ctf.pixel_size_A[:, None],
+        half=job.data.halves,
+        class_number=np.ones(len(state.norm), dtype=np.int32),
+        norm_correction=state.norm,
+        log_likelihood=state.log_likelihood,
+        max_probability=state.max_probability,
+        significant_poses=state.significant,
+    )
+    star.write_particles(out / "particles.star", refined, None)
+    run.done(
+        {
+            "resolution_A": resolution,
+            "resolution_half_A": fsc.resolution_at(maps.fsc.masked, fsc.HALF, box, pixel),
+            "particles": len(state.norm),
+            "box_px": box,
+            "pixel_size_A": pixel,
+            "symmetry": job.options.symmetry,
+            "mask_diameter_A": job.diameter_A,
+        }
+    )
+    first, second = maps.plain
+    return RefineResult(out, resolution, state.iteration, (first, second), maps.merged, maps.fsc, refined)

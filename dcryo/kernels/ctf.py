@@ -1,0 +1,83 @@
+"""The contrast transfer function of particles, with astigmatism and a B-factor envelope."""
+
+import math
+
+import numpy as np
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+
+
+def wavelength_A(voltage_kV: ArrayLike) -> NDArray[np.float64]:
+    """Relativistic wavelength of the electrons, in Angstrom, for an acceleration voltage in kV (any shape).
+
+    12.2643247 / sqrt(V (1 + 0.978466e-6 V)) with V in volts (Kirkland, Advanced Computing in Electron
+    Microscopy, 2010, eq. 2.5, with the constants used throughout the field).
+    """
+    volts = 1e3 * np.asarray(voltage_kV, dtype=np.float64)
+    return np.asarray(12.2643247 / np.sqrt(volts * (1.0 + 0.978466e-6 * volts)))
+
+
+def ctf(
+    kx: NDArray[np.int32],
+    ky: NDArray[np.int32],
+    box_px: int,
+    pixel_size_A: ArrayLike,
+    defocus_u_A: ArrayLike,
+    defocus_v_A: ArrayLike,
+    defocus_angle_deg: ArrayLike,
+    voltage_kV: ArrayLike,
+    spherical_aberration_mm: ArrayLike,
+    amplitude_contrast: ArrayLike,
+    phase_shift_deg: ArrayLike = 0.0,
+    bfactor_A2: ArrayLike = 0.0,
+    scale: ArrayLike = 1.0,
+) -> NDArray[np.float32]:
+    """CTF of N particles at P Fourier pixels -> (N, P) float32.
+
+    kx, ky: (P,) integer frequencies of a box of `box_px` pixels. All that follows is one number per
+    particle, (N,), or one for all. Defocus is in Angstrom, positive for underfocus; the angle is from x
+    towards the axis of U. The value is `-sin(gamma) scale exp(-B k^2 / 4)` with
+
+        gamma = -pi lambda df k^2 + pi/2 Cs lambda^3 k^4 - phase - atan(Q / sqrt(1 - Q^2))
+        df(theta) = ((U + V) + (U - V) cos 2 (theta - angle)) / 2
+
+    (Mindell and Grigorieff, J. Struct. Biol. 142, 2003, eqs. 1 to 4; the sign is such that particles are
+    white on dark and the CTF is positive near k = 0). gamma is computed in float64: it reaches thousands of
+    radians.
+    """
+    wavelength = wavelength_A(voltage_kV)
+    Q = np.asarray(amplitude_contrast, dtype=np.float64)
+    frequency_unit = 1.0 / (box_px * np.asarray(pixel_size_A, dtype=np.float64))
+    U, V = np.asarray(defocus_u_A, dtype=np.float64), np.asarray(defocus_v_A, dtype=np.float64)
+    twice_angle = 2.0 * np.deg2rad(np.asarray(defocus_angle_deg, dtype=np.float64))
+    quadratic = -math.pi * wavelength * frequency_unit**2
+    coefficients = (
+        0.5 * quadratic * (U + V),
+        0.5 * quadratic * (U - V) * np.cos(twice_angle),
+        0.5 * quadratic * (U - V) * np.sin(twice_angle),
+        0.5e7 * math.pi * np.asarray(spherical_aberration_mm) * wavelength**3 * frequency_unit**4,
+        -np.deg2rad(phase_shift_deg) - np.arctan2(Q, np.sqrt(1.0 - Q**2)),
+        -0.25 * np.asarray(bfactor_A2, dtype=np.float64) * frequency_unit**2,
+        np.asarray(scale, dtype=np.float64),
+    )
+    table = np.stack(np.broadcast_arrays(*(np.atleast_1d(column) for column in coefficients)), axis=1)
+    return _evaluate(np.asarray(kx, dtype=np.float64), np.asarray(ky, dtype=np.float64), table)
+
+
+@njit(nogil=True, cache=True)
+def _evaluate(kx: np.ndarray, ky: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """df(theta) k^2 is the quadratic form of the defocus tensor, so no angle is computed per pixel."""
+    out = np.empty((table.shape[0], kx.size), dtype=np.float32)
+    for i in range(table.shape[0]):
+        isotropic, along, across, quartic, offset, envelope, scale = table[i]
+        for p in range(kx.size):
+            x2, y2 = kx[p] * kx[p], ky[p] * ky[p]
+            k2 = x2 + y2
+            gamma = (
+                isotropic * k2 + along * (x2 - y2) + across * 2.0 * kx[p] * ky[p] + quartic * k2 * k2 + offset
+            )
+            value = -scale * math.sin(gamma)
+            if envelope != 0.0:
+                value *= math.exp(envelope * k2)
+            out[i, p] = value
+    return out

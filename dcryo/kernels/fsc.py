@@ -1,0 +1,55 @@
+"""Fourier shell correlation and the resolutions read from it."""
+
+import numpy as np
+
+from dcryo.kernels import fft
+from dcryo.kernels.shells import friedel_weights, resolution_A, volume_shells
+
+GOLD_STANDARD = 0.143
+HALF = 0.5
+
+
+def shell_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """FSC of two maps per shell (Harauz & van Heel 1986).
+
+    first, second: (D, D, D) real. Returns (D // 2 + 1,) float64; shells without power give zero.
+    """
+    box = first.shape[0]
+    a, b = fft.rfftn(first), fft.rfftn(second)
+    weights = friedel_weights(box)
+    shells = volume_shells(box).ravel()
+
+    def over_shells(values: np.ndarray) -> np.ndarray:
+        return np.bincount(shells, weights=(values * weights).ravel())[: box // 2 + 1]
+
+    cross = over_shells(a.real * b.real + a.imag * b.imag)
+    power = over_shells(a.real**2 + a.imag**2) * over_shells(b.real**2 + b.imag**2)
+    return np.divide(cross, np.sqrt(power), out=np.zeros_like(cross), where=power > 0)
+
+
+def shell_power(volume: np.ndarray) -> np.ndarray:
+    """Mean power of a map's transform per shell, (D // 2 + 1,) float64."""
+    box = volume.shape[0]
+    transform = fft.rfftn(volume)
+    weights = np.broadcast_to(friedel_weights(box), transform.shape).ravel()
+    shells = volume_shells(box).ravel()
+    power = (transform.real**2 + transform.imag**2).ravel()
+    sums = np.bincount(shells, weights=power * weights)
+    return (sums / np.bincount(shells, weights=weights))[: box // 2 + 1]
+
+
+def crossing(fsc: np.ndarray, threshold: float) -> float:
+    """Shell, interpolated, at which the FSC first falls below a threshold; the last shell if it never does."""
+    below = np.flatnonzero(fsc[1:] < threshold)
+    if len(below) == 0:
+        return float(len(fsc) - 1)
+    after = int(below[0]) + 1
+    if after == 1:
+        return 1.0
+    drop = fsc[after - 1] - fsc[after]
+    return after - 1 + float((fsc[after - 1] - threshold) / drop)
+
+
+def resolution_at(fsc: np.ndarray, threshold: float, box_px: int, pixel_size_A: float) -> float:
+    """Resolution in Angstrom at which the FSC of two maps first falls below a threshold."""
+    return resolution_A(crossing(fsc, threshold), box_px, pixel_size_A)

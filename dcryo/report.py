@@ -1,0 +1,378 @@
+"""The report of a run: one page, made from the files of the run directory and nothing else.
+
+A section is a function from the run's files to a `Section`, or to None where the run has nothing to show;
+SECTIONS lists them in the order of the page. A file that cannot be read costs its section, not the page.
+"""
+
+import csv
+import functools
+import importlib.resources
+import itertools
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from dcryo import figures
+from dcryo.data import mrc, star
+from dcryo.data.atomic import replacing
+from dcryo.data.particles import Particles
+from dcryo.data.run import Run
+from dcryo.errors import DcryoError
+from dcryo.jobs.options import JobOptions, Progress, argument
+from dcryo.kernels import symmetry
+from dcryo.kernels.fsc import GOLD_STANDARD, HALF, crossing
+
+PAGE = "report.html"
+
+TITLES = {
+    "refine": "Gold-standard refinement",
+    "reconstruct": "Reconstruction from given poses",
+    "simulate": "Simulated particles",
+    "import": "Import of particles",
+    "demo": "Demonstration",
+    "fsc": "Fourier shell correlation of two maps",
+}
+UNITS = {"A": "Å", "A2": "Å²", "deg": "°", "px": "px", "s": "s", "kV": "kV", "mm": "mm", "mrad": "mrad"}
+
+TIMES = (("started", "started_utc"), ("finished", "finished_utc"))
+
+MAPS = ("map.mrc", "half1.mrc", "class1.mrc", "truth.mrc")
+"""What to show as the map of a run: the first that is there."""
+
+QUARANTINED_SHOWN = 100
+
+
+class ReportOptions(JobOptions):
+    """Write the report page of a run, finished or not, from the files in its directory."""
+
+    run: Path = argument("directory of the run")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the page is."""
+
+    page: Path
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: a picture (data URI), words, and a table whose first row is the heading.
+
+    Cells are text, or (text, address) for a link. A wide section takes the width of the page.
+    """
+
+    title: str
+    picture: str | None = None
+    caption: str = ""
+    table: Sequence[Sequence[str | tuple[str, str]]] = ()
+    wide: bool = False
+
+
+class Source:
+    """The files of a run directory, each read when it is asked for, and once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record = Run.open(path).record
+
+    @functools.cached_property
+    def particles(self) -> Particles | None:
+        """The run's particles with their results; None where there are none."""
+        path = self.path / "particles.star"
+        return star.read_particles(path) if path.is_file() else None
+
+    @functools.cached_property
+    def map(self) -> mrc.MapFile | None:
+        """The map to show (see MAPS)."""
+        found = [self.path / name for name in MAPS if (self.path / name).is_file()]
+        return mrc.read_map(found[0]) if found else None
+
+    def table(self, name: str) -> dict[str, np.ndarray]:
+        """Columns of a CSV file, (S,) float64 each, blanks as NaN; empty where there is no such file."""
+        if not (self.path / name).is_file():
+            return {}
+        with (self.path / name).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        return {
+            key: np.array([float(row[key] or "nan") for row in rows]) for key in (rows[0] if rows else ())
+        }
+
+
+def report(options: ReportOptions, *, progress: Progress = print) -> Report:
+    """Write the page of a run directory. Raises InputError if it is none."""
+    return Report(write_report(options.run))
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write ``report.html`` into a run directory and return its path.
+
+    The page holds its pictures and loads nothing. A run that is still going gives the page of its state so
+    far. Raises InputError if the directory holds no run.
+    """
+    source = Source(Path(run_dir))
+    record = source.record
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = importlib.resources.files("dcryo").joinpath(PAGE).read_text(encoding="utf-8")
+    page = environment.from_string(template).render(
+        record=record,
+        title=TITLES.get(record["job"], record["job"]),
+        place=source.path.resolve(),
+        times=[(word, record[key][:16].replace("T", " ") + " UTC") for word, key in TIMES if record.get(key)],
+        cards=_cards(source),
+        sections=[section for make in SECTIONS if (section := _made(make, source))],
+        command=shlex.join(record.get("command", [])),
+        again=[shlex.join(session["command"]) for session in record.get("resumed", [])],
+        result=_rows(record.get("result")),
+        options=_rows(record["options"]),
+        inputs=[
+            (row["path"], _bytes(row["bytes"]), row["digest"], row["digest_of"]) for row in record["inputs"]
+        ],
+        versions=_rows({**(record.get("versions") or {}), **(record.get("platform") or {})}),
+    )
+    with replacing(source.path / PAGE) as file:
+        file.write(page.encode())
+    return source.path / PAGE
+
+
+def _made(make: Callable[[Source], Section | None], source: Source) -> Section | None:
+    try:
+        return make(source)
+    except (
+        Exception
+    ) as error:  # whatever is wrong with a file, a page with a gap that says so is better than none
+        title = make.__name__.strip("_").replace("_", " ").capitalize()
+        return Section(title, caption=f"Could not be shown: {error} ({type(error).__name__}).")
+
+
+def _cards(source: Source) -> list[tuple[str, str, str]]:
+    """The figures at the head of the page: name, value, and what to know about it."""
+    record = source.record
+    result = record.get("result") or {}
+    cards = [_resolution_card(source)]
+    try:
+        particles, shown = source.particles, source.map
+    except (DcryoError, OSError):
+        particles = shown = None  # the sections say what is wrong with the file
+    count = result.get("particles", len(particles) if particles is not None else None)
+    if isinstance(count, int):
+        halves = Counter(particles["half"].tolist()) if particles is not None and "half" in particles else {}
+        cards.append(("Particles", f"{count:,}", f"halves {halves[1]:,} + {halves[2]:,}" if halves else ""))
+    if shown is not None:
+        box, voxel = shown.array.shape[0], shown.voxel_size_A
+        cards.append(("Box", f"{box} px", f"{box * voxel:.0f} Å"))
+        cards.append(("Pixel size", f"{voxel:.4g} Å", f"Nyquist {2 * voxel:.2f} Å"))
+    if record["options"].get("symmetry"):
+        cards.append(("Symmetry", str(record["options"]["symmetry"]).upper(), ""))
+    if record["iterations"]:
+        last = record["iterations"][-1]
+        cards.append(
+            ("Iterations", str(last["iteration"]), "local searches" if last.get("search") == "local" else "")
+        )
+    cards.append(
+        ("Time", _duration(record.get("elapsed_s")), str((record.get("platform") or {}).get("cpu") or ""))
+    )
+    if record["quarantined"]:
+        cards.append(("Quarantined", f"{len(record['quarantined']):,}", "particles left out"))
+    return [card for card in cards if card]
+
+
+def _resolution_card(source: Source) -> tuple[str, str, str] | tuple[()]:
+    result, iterations = source.record.get("result") or {}, source.record["iterations"]
+    if result.get("resolution_A"):
+        return "Resolution", f"{result['resolution_A']:.2f} Å", f"FSC {GOLD_STANDARD:g}"
+    if iterations and iterations[-1].get("resolution_A"):
+        return (
+            "Resolution so far",
+            f"{iterations[-1]['resolution_A']:.2f} Å",
+            f"iteration {iterations[-1]['iteration']}",
+        )
+    return ()
+
+
+def _map(source: Source) -> Section | None:
+    if source.map is None:
+        return None
+    mask_path = source.path / "mask.mrc"
+    mask = mrc.read_map(mask_path).array if mask_path.is_file() else None
+    name = Path(source.map.path).name
+    words = f"{name}: slices through the centre (above) and projections (below); density is bright."
+    if mask is not None:
+        words += " The line is the edge of the mask."
+    return Section(
+        "Map", figures.map_views(source.map.array, source.map.voxel_size_A or 1.0, mask), words, wide=True
+    )
+
+
+def _fourier_shell_correlation(source: Source) -> Section | None:
+    halves, truth = source.table("fsc.csv"), source.table("fsc_truth.csv")
+    if not halves and not truth:
+        return None
+    frequency = (halves or truth)["frequency_1_A"]
+    curves: dict[str, np.ndarray] = {}
+    marks = []
+    for table, suffix, threshold in ((halves, "", GOLD_STANDARD), (truth, ", to the truth", HALF)):
+        names = sorted(name for name in table if name.startswith("fsc"))
+        for name in names:
+            legend = (name.removeprefix("fsc").replace("_", " ").strip() or "maps") + suffix
+            curves[legend] = table[name]
+            if name == names[0] and (table[name][1:] < threshold).any():
+                marks.append((legend, threshold, 1 / (crossing(table[name], threshold) * frequency[1])))
+    words = f"Half maps are compared at {GOLD_STANDARD:g}"
+    words += f", the map and the truth at {HALF:g}." if truth else "."
+    return Section(
+        "Fourier shell correlation", figures.fsc(frequency, curves, (GOLD_STANDARD, HALF), marks), words
+    )
+
+
+def _noise_and_signal(source: Source) -> Section | None:
+    table = source.table("spectra.csv")
+    curves = {name.replace("half", "half "): values for name, values in table.items()
+              if name.startswith(("noise", "signal"))}  # fmt: skip
+    if not curves:
+        return None
+    curves = {name.replace("_", ", "): values for name, values in curves.items()}
+    words = "Spectra that weigh the images and the map, estimated from the data."
+    return Section("Noise and signal", figures.spectra(table["frequency_1_A"], curves), words)
+
+
+def _convergence(source: Source) -> Section | None:
+    iterations = source.record["iterations"]
+    if not iterations or "resolution_A" not in iterations[-1]:
+        return None
+    words = (
+        "Change: median over the particles since the iteration before; step: of the grid of poses searched."
+    )
+    if any(row.get("search") == "local" for row in iterations):
+        words += " Shaded: poses are searched around those of the iteration before."
+    return Section("Convergence", figures.convergence(iterations), words, wide=True)
+
+
+def _orientations(source: Source) -> Section | None:
+    particles = source.particles
+    if particles is None or "rotation" not in particles or len(particles) == 0:
+        return None
+    name = str(source.record["options"].get("symmetry") or "C1")
+    words = f"Viewing directions of {len(particles):,} particles"
+    words += f", with their {name.upper()} mates" if name.upper() != "C1" else ""
+    words += ". Latitude is the tilt (90° on the equator), longitude the rot angle (0° in the middle)."
+    return Section("Orientations", figures.directions(particles["rotation"], symmetry.operators(name)), words)
+
+
+def _shifts(source: Source) -> Section | None:
+    particles = source.particles
+    if particles is None or "origin_A" not in particles or not particles["origin_A"].any():
+        return None
+    length_A = np.hypot(*particles["origin_A"].T)
+    return Section("Shifts", figures.shifts(particles["origin_A"]), f"Median {np.median(length_A):.2f} Å.")
+
+
+def _defocus(source: Source) -> Section | None:
+    particles = source.particles
+    if particles is None or "defocus_u_A" not in particles or len(particles) == 0:
+        return None
+    u_A, v_A = particles["defocus_u_A"], particles["defocus_v_A"]
+    words = f"From {(u_A + v_A).min() / 2e4:.2f} to {(u_A + v_A).max() / 2e4:.2f} µm underfocus."
+    return Section("Defocus", figures.defocus((u_A + v_A) / 2, np.abs(u_A - v_A)), words)
+
+
+def _certainty_of_poses(source: Source) -> Section | None:
+    particles = source.particles
+    if particles is None or "max_probability" not in particles or len(particles) == 0:
+        return None
+    words = "1 where one pose explains the image, near 0 where many do alike."
+    return Section("Certainty of poses", figures.certainty(particles["max_probability"]), words)
+
+
+def _iterations(source: Source) -> Section | None:
+    iterations = source.record["iterations"]
+    names = list(dict.fromkeys(itertools.chain.from_iterable(iterations)))
+    if not names:
+        return None
+    table = [[_label(name) for name in names]]
+    table += [[_value(row.get(name)) for name in names] for row in iterations]
+    return Section("Iterations", table=table, wide=True)
+
+
+def _quarantined(source: Source) -> Section | None:
+    rows = source.record["quarantined"]
+    if not rows:
+        return None
+    reasons = Counter(str(row["reason"]) for row in rows).most_common(5)
+    words = f"{len(rows):,} particles were left out: " + "; ".join(
+        f"{count:,} {reason}" for reason, count in reasons
+    )
+    if len(rows) > QUARANTINED_SHOWN:
+        words += f". The first {QUARANTINED_SHOWN} are listed here, all in run.json"
+    table = [["row", "image", "reason"]]
+    table += [[str(row["row"]), str(row["image"]), str(row["reason"])] for row in rows[:QUARANTINED_SHOWN]]
+    return Section("Quarantined particles", caption=words + ".", table=table, wide=True)
+
+
+def _runs_within(source: Source) -> Section | None:
+    table: list[list[str | tuple[str, str]]] = [["run", "job", "status"]]
+    for path in sorted(source.path.glob("*/run.json")):
+        record = Run.open(path.parent).record
+        name = path.parent.name
+        linked = (path.parent / PAGE).is_file()
+        table.append(
+            [(name, f"{name}/{PAGE}") if linked else name, str(record["job"]), str(record["status"])]
+        )
+    return Section("Runs in this directory", table=table, wide=True) if len(table) > 1 else None
+
+
+SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
+    _runs_within, _map, _fourier_shell_correlation, _noise_and_signal, _convergence, _orientations, _shifts,
+    _defocus, _certainty_of_poses, _iterations, _quarantined,
+)  # fmt: skip
+
+
+def _rows(values: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    return [(_label(name), _value(value)) for name, value in (values or {}).items()]
+
+
+def _label(name: str) -> str:
+    """A name of the record as words, with its unit: resolution_A -> resolution (Å)."""
+    stem, _, unit = name.rpartition("_")
+    if stem and unit in UNITS:
+        return f"{stem.replace('_', ' ')} ({UNITS[unit]})"
+    return name.replace("_", " ")
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_value(item)}" for key, item in value.items())
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return ", ".join(map(_value, value))
+    return str(value)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            break
+        count, unit = count / 1000, {"B": "kB", "kB": "MB", "MB": "GB", "GB": "TB"}[unit]
+    return f"{count:.3g} {unit}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "none"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
