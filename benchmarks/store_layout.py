@@ -1,10 +1,11 @@
-"""Chunk and shard sizes of the particle store against a raw memory map: throughput, size on disk, number of files.
+"""Chunk and shard sizes of the particle store against a raw memory map: throughput, size on disk, number of
+files.
 
     python benchmarks/store_layout.py [--megabytes 256] [--folder DIR]
 
-Every figure is of noise, the worst case for compression, kept as float16 and read as float32, best of three. "Cold"
-means that the system was asked to drop the files from its cache first. Needs about three times --megabytes on disk.
-The table goes into docs/decisions/001-store-layout.md.
+Every figure is of noise, the worst case for compression, kept as float16 and read as float32, best of three.
+"Cold" means that the system was asked to drop the files from its cache first. Needs about three times
+--megabytes on disk. The table goes into docs/decisions/001-store-layout.md.
 """
 
 import argparse
@@ -20,8 +21,10 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from dcryo.data import store as stores
+from dcryo.data import store_writer
+from dcryo.data.columns import read_columns, write_columns
 from dcryo.data.particles import Particles
+from dcryo.data.store import Store
 
 MIB = 1 << 20
 BOXES_PX = (64, 128, 256)
@@ -34,11 +37,11 @@ def noise(n: int, box_px: int) -> np.ndarray:
     return rng.standard_normal((n, box_px, box_px), np.float32).astype(np.float16)
 
 
-def make_store(path: Path, images: np.ndarray) -> tuple[stores.Store, float]:
+def make_store(path: Path, images: np.ndarray) -> tuple[Store, float]:
     """The store of `images` and the seconds that it took to write them."""
     n, box_px, _ = images.shape
     shutil.rmtree(path, ignore_errors=True)
-    writer = stores.create(path, n_images=n, box_px=box_px, pixel_size_A=1.0)
+    writer = store_writer.create(path, n_images=n, box_px=box_px, pixel_size_A=1.0)
     began = time.perf_counter()
     for start in range(0, n, writer.shard_images):
         writer.write(images[start : start + writer.shard_images], {})
@@ -83,7 +86,9 @@ def in_two_threads(read: Callable[[np.ndarray], object], pieces: list[np.ndarray
         thread.join()
 
 
-def rates(read: Callable[[np.ndarray], object], path: Path, n: int, image_bytes: int, batch: int) -> list[str]:
+def rates(
+    read: Callable[[np.ndarray], object], path: Path, n: int, image_bytes: int, batch: int
+) -> list[str]:
     """MB/s of the stored bytes: in order (cold and warm), in order by two threads, and random rows."""
     rows = np.arange(n)
     pieces = [rows[start : start + batch] for start in range(0, n, batch)]
@@ -110,21 +115,29 @@ def measure_layouts(box_px: int, folder: Path, megabytes: int) -> None:
     raw = folder / "raw.f16"
     began = time.perf_counter()
     with raw.open("wb") as file:
-        file.write(images)
+        file.write(images.data)
         os.fsync(file.fileno())
     written = time.perf_counter() - began
     mapped = np.memmap(raw, np.float16, "r", shape=images.shape)
-    batch = stores.layout(box_px, "float16")[0]
+    batch = store_writer.layout(box_px, "float16")[0]
     figures = rates(lambda rows: mapped[rows].astype(np.float32), raw, n, image_bytes, batch)
     row(box_px, "memory map", "", f"{n * image_bytes / 1e6 / written:.0f}", *figures, 1, "0.00")
     for chunk_mib, shard_mib in LAYOUTS_MIB:
-        stores.CHUNK_BYTES, stores.SHARD_BYTES = chunk_mib * MIB, shard_mib * MIB
+        store_writer.CHUNK_BYTES, store_writer.SHARD_BYTES = chunk_mib * MIB, shard_mib * MIB
         store, taken = make_store(folder / "layout.zarr", images)
         figures = rates(store.read, store.path, n, image_bytes, batch)
         files = [file for file in (store.path / "images").rglob("*") if file.is_file()]
         extra = sum(file.stat().st_size for file in files) / (n * image_bytes) - 1
         speed = f"{n * image_bytes / 1e6 / taken:.0f}"
-        row(box_px, f"{chunk_mib} MiB", f"{shard_mib} MiB", speed, *figures, len(files) - 1, f"{100 * extra:.2f}")
+        row(
+            box_px,
+            f"{chunk_mib} MiB",
+            f"{shard_mib} MiB",
+            speed,
+            *figures,
+            len(files) - 1,
+            f"{100 * extra:.2f}",
+        )
     shutil.rmtree(folder / "layout.zarr")
     raw.unlink()
 
@@ -150,7 +163,9 @@ def measure_compressors(folder: Path) -> None:
         read = seconds(lambda a=array: [a[start : start + 64] for start in range(0, len(images), 64)])  # type: ignore[misc]
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         megabytes = images.nbytes / 1e6
-        row(name, f"{100 * size / images.nbytes:.1f}", f"{megabytes / written:.0f}", f"{megabytes / read:.0f}")
+        row(
+            name, f"{100 * size / images.nbytes:.1f}", f"{megabytes / written:.0f}", f"{megabytes / read:.0f}"
+        )
     shutil.rmtree(path)
 
 
@@ -169,34 +184,48 @@ def measure_columns(folder: Path, n: int) -> None:
     extra = {f"rlnUnknown{number}": np.char.mod("%.6f", rng.standard_normal(n)) for number in range(4)}
     began = time.perf_counter()
     for name, content in (("particles", columns), ("extra", extra)):
-        stores.write_columns(folder / name, content)
+        write_columns(folder / name, content)
     written = time.perf_counter() - began
     began = time.perf_counter()
     for name in ("particles", "extra"):
-        stores.read_columns(folder / name)
+        read_columns(folder / name)
     read = time.perf_counter() - began
     files = [file for name in ("particles", "extra") for file in (folder / name).rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files) / 1e6
     print(
-        f"\n{n} particles, {len(columns) + len(extra)} columns: written in {written:.1f} s, read in {read:.1f} s, "
+        f"\n{n} particles, {len(columns) + len(extra)} columns: written in {written:.1f} s, read in "
+        f"{read:.1f} s, "
         f"{size:.0f} MB in {len(files)} files"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--megabytes", type=int, default=256, help="images per case, in MiB")
     parser.add_argument("--folder", type=Path, help="where to write (default: a temporary directory)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        row("box px", "chunk", "shard", "write", "cold", "warm", "2 threads", "random rows", "files", "size +%")
-        row(*["---"] * 10)
+        row(
+            "box px",
+            "chunk",
+            "shard",
+            "write",
+            "cold",
+            "warm",
+            "2 threads",
+            "random rows",
+            "files",
+            "size +%",
+        )
+        row(*("---" for _ in range(10)))
         for box_px in BOXES_PX:
             measure_layouts(box_px, folder, options.megabytes)
         print()
         row("compressor", "size %", "write MB/s", "read MB/s")
-        row(*["---"] * 4)
+        row(*("---" for _ in range(4)))
         measure_compressors(folder)
         measure_columns(folder, 1_000_000)
 

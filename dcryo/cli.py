@@ -147,9 +147,7 @@ class _JobCommand(click.Command):
         job = getattr(module, entry.job)
         own = [name for name in self.model.model_fields if name not in _shared_fields()]
         names = own + [name for name in self.model.model_fields if name not in own]
-        trace = click.Option(
-            ["--traceback"], is_flag=True, expose_value=False, help="show where an error arose"
-        )
+        trace = click.Option(["--traceback"], is_flag=True, expose_value=False, help="show where an error arose")
         parameters = [_parameter(name, self.model.model_fields[name]) for name in names]
 
         def callback(**values: Any) -> None:
@@ -223,13 +221,14 @@ def _parameter(name: str, field: "FieldInfo") -> click.Parameter:
     extra = field.json_schema_extra
     if isinstance(extra, dict) and extra.get("argument"):
         return click.Argument([name], type=kind, nargs=-1 if several else 1, required=field.is_required())
-    settings: dict[str, Any] = {"help": field.description, "required": field.is_required()}
+    described = field.description or ""
+    if field.default not in (None, ()) and not field.is_required() and annotation is not bool:
+        described += f" (default: {field.default})"
+    settings: dict[str, Any] = {"help": described, "required": field.is_required()}
     flag = option_name(name)
     if annotation is bool:
         words = f"{flag}/--no-{flag[2:]}" if field.default else flag
         return click.Option([words, name], is_flag=True, default=bool(field.default), **settings)
-    if field.default is not None and field.default != () and not field.is_required():
-        settings["show_default"] = str(field.default)
     unit = name.rpartition("_")[2]
     if unit in UNITS and flag != "--" + name.replace("_", "-"):
         settings["metavar"] = unit
@@ -319,7 +318,8 @@ def _write_reports(out: Path | None, status: Status) -> None:
 
     if out is None or not out.is_dir():
         return
-    for record in sorted([*out.glob("run.json"), *out.glob("*/run.json")]):
+    # Those within come first: the page of the whole links to theirs.
+    for record in [*sorted(out.glob("*/run.json")), *out.glob("run.json")]:
         page = record.with_name("report.html")
         if page.exists() and page.stat().st_mtime >= record.stat().st_mtime:
             continue

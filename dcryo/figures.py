@@ -6,6 +6,7 @@ fonts.
 
 import base64
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -115,10 +116,7 @@ def resolution_axis(axes: Axes, frequency_max_1_A: float) -> None:
     ticks: list[float] = []
     for resolution_A in TICKS_A:
         frequency = 1 / resolution_A
-        if (
-            frequency - (ticks[-1] if ticks else 0.0) >= 0.085 * frequency_max_1_A
-            and frequency <= frequency_max_1_A
-        ):
+        if frequency - (ticks[-1] if ticks else 0.0) >= 0.085 * frequency_max_1_A and frequency <= frequency_max_1_A:
             ticks.append(frequency)
     axes.set_xticks(ticks, [f"{1 / tick:.3g}" for tick in ticks])
     axes.set_xlabel("resolution (Å)")
@@ -136,11 +134,7 @@ def convergence(iterations: Sequence[Mapping[str, float | str | None]]) -> str:
         ("probability of the best pose", (("mean_max_probability", "mean", BLUE, "-"),)),
     )  # fmt: skip
     numbers = np.array([row["iteration"] for row in iterations], float)
-    present = [
-        (label, lines)
-        for label, lines in panels
-        if any(key in row for row in iterations for key, *_ in lines)
-    ]
+    present = [(label, lines) for label, lines in panels if any(key in row for row in iterations for key, *_ in lines)]
     figure = Figure(figsize=(FULL_IN, 3.0), layout=ConstrainedLayoutEngine(wspace=0.06))
     local = [row["iteration"] for row in iterations if row.get("search") == "local"]
     for axes, (label, lines) in zip(np.ravel(figure.subplots(1, len(present))), present, strict=True):
@@ -154,7 +148,7 @@ def convergence(iterations: Sequence[Mapping[str, float | str | None]]) -> str:
             axes.yaxis.set_major_formatter("{x:g}")
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, columnspacing=1.2)
         if "probability" in label:
-            axes.set_ylim(0, 1)
+            axes.set_ylim(bottom=0)
         axes.set_ylabel(label)
         axes.set_xlabel("iteration")
         axes.set_xlim(numbers[0] - 0.5, numbers[-1] + 0.5)
@@ -171,24 +165,24 @@ def directions(rotations: np.ndarray, operators: np.ndarray) -> str:
     (Mollweide) keeps areas.
     """
     views = np.einsum("nj,gjk->gnk", rotations[:, 2, :], operators).reshape(-1, 3)
-    rows, columns = 60, 120
+    rows, columns = 60, 120  # cells of equal area
     z = (np.arange(rows) + 0.5) / rows * 2 - 1
-    longitude = (np.arange(columns) + 0.5) / columns * 2 * np.pi - np.pi
     row = np.clip(((views[:, 2] + 1) / 2 * rows).astype(int), 0, rows - 1)
     column = ((np.arctan2(views[:, 1], views[:, 0]) + np.pi) / (2 * np.pi) * columns).astype(int) % columns
-    counts = np.bincount(row * columns + column, minlength=rows * columns)
+    counts = np.bincount(row * columns + column, minlength=rows * columns).reshape(rows, columns)
 
-    latitude = np.radians(np.arange(-88.5, 90, 3))
-    cells = _unit_vectors(np.arcsin(z), longitude)
+    # A turn about z shifts the kernel along the longitude, so there its sum is a cyclic convolution.
+    shown = np.sin(np.radians(np.arange(-88.5, 90, 3)))
+    turn = np.cos(2 * np.pi * np.arange(columns) / columns)
+    cosine = np.outer(shown, z)[..., None] + np.sqrt(np.outer(1 - shown**2, 1 - z**2))[..., None] * turn
     width_rad = np.clip(2.0 / len(views) ** 0.3, np.radians(4), np.radians(20))
-    density = np.empty((len(latitude), columns))
-    for line, shown in zip(density, latitude, strict=True):
-        kernel = np.exp((_unit_vectors(shown[None], longitude) @ cells.T - 1) / width_rad**2)
-        line[:] = kernel @ counts / kernel.mean(axis=1) / len(views)
+    kernel = np.exp((cosine - 1) / width_rad**2)
+    density = np.fft.irfft((np.fft.rfft(kernel) * np.fft.rfft(counts)).sum(axis=1), columns)
+    density /= kernel.mean(axis=(1, 2))[:, None] * len(views)
 
     figure = Figure(figsize=(HALF_IN, 3.6))
     axes = figure.subplots(subplot_kw={"projection": "mollweide"})
-    edges = np.linspace(-np.pi, np.pi, columns + 1), np.linspace(-np.pi / 2, np.pi / 2, len(latitude) + 1)
+    edges = np.linspace(-np.pi, np.pi, columns + 1), np.linspace(-np.pi / 2, np.pi / 2, len(shown) + 1)
     mesh = axes.pcolormesh(*edges, density, cmap="viridis", vmin=0, rasterized=True)
     axes.grid(color="white", alpha=0.35, linewidth=0.6)
     axes.set_xticks(np.radians([-120, -60, 0, 60, 120]), [""] * 5)
@@ -214,12 +208,24 @@ def map_views(volume: np.ndarray, voxel_size_A: float, mask: np.ndarray | None) 
             edge = mask.take(mask.shape[axis] // 2, axis)[seen, seen]
             if edge.min() < 0.5 < edge.max():
                 grid[0, axis].contour(edge, levels=[0.5], colors=ORANGE, linewidths=1.1)
-        _picture(
-            grid[1, axis], projections[axis], voxel_size_A, np.percentile(projections[axis], [0.5, 99.9])
-        )
+        _picture(grid[1, axis], projections[axis], voxel_size_A, np.percentile(projections[axis], [0.5, 99.9]))
         grid[0, axis].set_title(f"slice ({right} to the right, {up} up)")
         grid[1, axis].set_title(f"projection ({right} to the right, {up} up)")
     return _svg(figure, dpi=130)
+
+
+@matplotlib.rc_context(STYLE)
+def images(stack: np.ndarray) -> str:
+    """Images (N, D, D) side by side, up to six in a row, each on its own grey scale."""
+    across = min(6, len(stack))
+    down = -(-len(stack) // across)
+    figure = Figure(figsize=(FULL_IN, FULL_IN / across * down), layout=ConstrainedLayoutEngine(wspace=0.02))
+    for axes, image in itertools.zip_longest(np.ravel(figure.subplots(down, across)), stack):
+        axes.set_axis_off()
+        if image is not None:
+            low, high = np.percentile(image, [1, 99])
+            axes.imshow(image, cmap="gray", origin="lower", vmin=low, vmax=high)
+    return _svg(figure, dpi=110)
 
 
 @matplotlib.rc_context(STYLE)
@@ -250,14 +256,9 @@ def shifts(origin_A: np.ndarray) -> str:
 def certainty(max_probability: np.ndarray) -> str:
     """Histogram of the probability of each particle's best pose, (N,)."""
     figure, axes = _figure(HALF_IN, 3.0)
-    _histogram(axes, max_probability, "probability of the best pose", (0.0, 1.0))
+    _histogram(axes, max_probability, "probability of the best pose")
+    axes.set_xlim(left=0)
     return _svg(figure)
-
-
-def _unit_vectors(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-    """Directions (len(latitude) * len(longitude), 3) of a grid of angles in radians."""
-    b, a = (part.ravel() for part in np.meshgrid(latitude, longitude, indexing="ij"))
-    return np.stack([np.cos(b) * np.cos(a), np.cos(b) * np.sin(a), np.sin(b)], axis=1).astype(np.float32)
 
 
 def _figure(width_in: float, height_in: float) -> tuple[Figure, Axes]:
@@ -266,13 +267,11 @@ def _figure(width_in: float, height_in: float) -> tuple[Figure, Axes]:
 
 
 def _legend(axes: Axes, count: int) -> None:
-    axes.legend(
-        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=count if count < 4 else 2, handlelength=2.4
-    )
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=count if count < 4 else 2, handlelength=2.4)
 
 
-def _histogram(axes: Axes, values: np.ndarray, label: str, extent: tuple[float, float] | None = None) -> None:
-    axes.hist(values, bins=int(np.clip(len(values) ** 0.5, 10, 50)), range=extent, color=BLUE, linewidth=0)
+def _histogram(axes: Axes, values: np.ndarray, label: str) -> None:
+    axes.hist(values, bins=int(np.clip(len(values) ** 0.5, 10, 50)), color=BLUE, linewidth=0)
     axes.set(xlabel=label, ylabel="particles")
     axes.grid(axis="x", visible=False)
 

@@ -4,7 +4,6 @@ A section is a function from the run's files to a `Section`, or to None where th
 SECTIONS lists them in the order of the page. A file that cannot be read costs its section, not the page.
 """
 
-import csv
 import functools
 import importlib.resources
 import itertools
@@ -21,9 +20,10 @@ import numpy as np
 from dcryo import figures
 from dcryo.data import mrc, star
 from dcryo.data.atomic import replacing
+from dcryo.data.curves import read_curves
 from dcryo.data.particles import Particles
 from dcryo.data.run import Run
-from dcryo.errors import DcryoError
+from dcryo.data.store import is_store, open_store
 from dcryo.jobs.options import JobOptions, Progress, argument
 from dcryo.kernels import symmetry
 from dcryo.kernels.fsc import GOLD_STANDARD, HALF, crossing
@@ -43,7 +43,10 @@ UNITS = {"A": "Å", "A2": "Å²", "deg": "°", "px": "px", "s": "s", "kV": "kV",
 TIMES = (("started", "started_utc"), ("finished", "finished_utc"))
 
 MAPS = ("map.mrc", "half1.mrc", "class1.mrc", "truth.mrc")
-"""What to show as the map of a run: the first that is there."""
+PARTICLES = ("truth.star", "particles.star")
+"""What to show as the map and as the particles of a run: the first that is there."""
+
+IMAGES_SHOWN = 12
 
 QUARANTINED_SHOWN = 100
 
@@ -65,13 +68,13 @@ class Report:
 class Section:
     """A part of the page: a picture (data URI), words, and a table whose first row is the heading.
 
-    Cells are text, or (text, address) for a link. A wide section takes the width of the page.
+    A wide section takes the width of the page.
     """
 
     title: str
     picture: str | None = None
     caption: str = ""
-    table: Sequence[Sequence[str | tuple[str, str]]] = ()
+    table: Sequence[Sequence[str]] = ()
     wide: bool = False
 
 
@@ -84,25 +87,36 @@ class Source:
 
     @functools.cached_property
     def particles(self) -> Particles | None:
-        """The run's particles with their results; None where there are none."""
-        path = self.path / "particles.star"
-        return star.read_particles(path) if path.is_file() else None
+        """The run's particles, or those of the store that it made; None where there are none."""
+        if is_store(self.path):
+            return open_store(self.path).particles()
+        found = self._first(PARTICLES)
+        return star.read_particles(found) if found else None
 
     @functools.cached_property
     def map(self) -> mrc.MapFile | None:
         """The map to show (see MAPS)."""
-        found = [self.path / name for name in MAPS if (self.path / name).is_file()]
-        return mrc.read_map(found[0]) if found else None
+        found = self._first(MAPS)
+        return mrc.read_map(found) if found else None
 
-    def table(self, name: str) -> dict[str, np.ndarray]:
-        """Columns of a CSV file, (S,) float64 each, blanks as NaN; empty where there is no such file."""
-        if not (self.path / name).is_file():
-            return {}
-        with (self.path / name).open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        return {
-            key: np.array([float(row[key] or "nan") for row in rows]) for key in (rows[0] if rows else ())
-        }
+    @functools.cached_property
+    def within(self) -> list["Source"]:
+        """The runs in directories of this one, in the order in which they began."""
+        found = [Source(path.parent) for path in sorted(self.path.glob("*/run.json"))]
+        return sorted(found, key=lambda source: str(source.record.get("started_utc")))
+
+    @functools.cached_property
+    def shown(self) -> "Source":
+        """The run whose files the page shows: the last one within that made a map, if this one has none."""
+        made_a_map = [source for source in self.within if (source.path / MAPS[0]).is_file()]
+        return made_a_map[-1] if made_a_map and not self._first(MAPS) else self
+
+    def curves(self, name: str) -> dict[str, np.ndarray]:
+        """Columns of a table over shells, (S,) float64 each; empty where there is no such file."""
+        return read_curves(self.path / name) if (self.path / name).is_file() else {}
+
+    def _first(self, names: Sequence[str]) -> Path | None:
+        return next((self.path / name for name in names if (self.path / name).is_file()), None)
 
 
 def report(options: ReportOptions, *, progress: Progress = print) -> Report:
@@ -127,15 +141,23 @@ def write_report(run_dir: str | Path) -> Path:
         title=TITLES.get(record["job"], record["job"]),
         place=source.path.resolve(),
         times=[(word, record[key][:16].replace("T", " ") + " UTC") for word, key in TIMES if record.get(key)],
-        cards=_cards(source),
-        sections=[section for make in SECTIONS if (section := _made(make, source))],
+        cards=[*_cards(source.shown), ("Time", _duration(record.get("elapsed_s")), _machine(record))],
+        sections=[section for make in SECTIONS if (section := _made(make, source.shown))],
+        chain=[
+            (
+                one.path.name,
+                TITLES.get(one.record["job"], one.record["job"]),
+                one.record["status"],
+                (one.path / PAGE).is_file(),
+            )
+            for one in source.within
+        ],
+        shown=source.shown.path.name if source.shown is not source else "",
         command=shlex.join(record.get("command", [])),
         again=[shlex.join(session["command"]) for session in record.get("resumed", [])],
         result=_rows(record.get("result")),
         options=_rows(record["options"]),
-        inputs=[
-            (row["path"], _bytes(row["bytes"]), row["digest"], row["digest_of"]) for row in record["inputs"]
-        ],
+        inputs=[(row["path"], _bytes(row["bytes"]), row["digest"], row["digest_of"]) for row in record["inputs"]],
         versions=_rows({**(record.get("versions") or {}), **(record.get("platform") or {})}),
     )
     with replacing(source.path / PAGE) as file:
@@ -146,9 +168,7 @@ def write_report(run_dir: str | Path) -> Path:
 def _made(make: Callable[[Source], Section | None], source: Source) -> Section | None:
     try:
         return make(source)
-    except (
-        Exception
-    ) as error:  # whatever is wrong with a file, a page with a gap that says so is better than none
+    except Exception as error:  # whatever is wrong with a file, a page with a gap that says so is better than none
         title = make.__name__.strip("_").replace("_", " ").capitalize()
         return Section(title, caption=f"Could not be shown: {error} ({type(error).__name__}).")
 
@@ -158,31 +178,38 @@ def _cards(source: Source) -> list[tuple[str, str, str]]:
     record = source.record
     result = record.get("result") or {}
     cards = [_resolution_card(source)]
-    try:
-        particles, shown = source.particles, source.map
-    except (DcryoError, OSError):
-        particles = shown = None  # the sections say what is wrong with the file
+    particles, shown = _or_none(source, "particles"), _or_none(source, "map")
     count = result.get("particles", len(particles) if particles is not None else None)
     if isinstance(count, int):
         halves = Counter(particles["half"].tolist()) if particles is not None and "half" in particles else {}
         cards.append(("Particles", f"{count:,}", f"halves {halves[1]:,} + {halves[2]:,}" if halves else ""))
     if shown is not None:
-        box, voxel = shown.array.shape[0], shown.voxel_size_A
-        cards.append(("Box", f"{box} px", f"{box * voxel:.0f} Å"))
-        cards.append(("Pixel size", f"{voxel:.4g} Å", f"Nyquist {2 * voxel:.2f} Å"))
+        cards += _size_cards(len(shown.array), shown.voxel_size_A)
+    elif particles is not None and len(particles) and {"box_px", "pixel_size_A"} <= particles.optics.keys():
+        cards += _size_cards(int(particles.optics["box_px"][0]), float(particles.optics["pixel_size_A"][0]))
     if record["options"].get("symmetry"):
         cards.append(("Symmetry", str(record["options"]["symmetry"]).upper(), ""))
     if record["iterations"]:
         last = record["iterations"][-1]
-        cards.append(
-            ("Iterations", str(last["iteration"]), "local searches" if last.get("search") == "local" else "")
-        )
-    cards.append(
-        ("Time", _duration(record.get("elapsed_s")), str((record.get("platform") or {}).get("cpu") or ""))
-    )
+        cards.append(("Iterations", str(last["iteration"]), "local searches" if last.get("search") == "local" else ""))
     if record["quarantined"]:
         cards.append(("Quarantined", f"{len(record['quarantined']):,}", "particles left out"))
     return [card for card in cards if card]
+
+
+def _size_cards(box_px: int, pixel_size_A: float) -> list[tuple[str, str, str]]:
+    return [
+        ("Box", f"{box_px} px", f"{box_px * pixel_size_A:.0f} Å"),
+        ("Pixel size", f"{pixel_size_A:.4g} Å", f"Nyquist {2 * pixel_size_A:.2f} Å"),
+    ]
+
+
+def _or_none(source: Source, name: str) -> Any:
+    """A file's content, or None if it cannot be read; its sections say why."""
+    try:
+        return getattr(source, name)
+    except Exception:
+        return None
 
 
 def _resolution_card(source: Source) -> tuple[str, str, str] | tuple[()]:
@@ -207,13 +234,11 @@ def _map(source: Source) -> Section | None:
     words = f"{name}: slices through the centre (above) and projections (below); density is bright."
     if mask is not None:
         words += " The line is the edge of the mask."
-    return Section(
-        "Map", figures.map_views(source.map.array, source.map.voxel_size_A or 1.0, mask), words, wide=True
-    )
+    return Section("Map", figures.map_views(source.map.array, source.map.voxel_size_A or 1.0, mask), words, wide=True)
 
 
 def _fourier_shell_correlation(source: Source) -> Section | None:
-    halves, truth = source.table("fsc.csv"), source.table("fsc_truth.csv")
+    halves, truth = source.curves("fsc.csv"), source.curves("fsc_truth.csv")
     if not halves and not truth:
         return None
     frequency = (halves or truth)["frequency_1_A"]
@@ -226,15 +251,12 @@ def _fourier_shell_correlation(source: Source) -> Section | None:
             curves[legend] = table[name]
             if name == names[0] and (table[name][1:] < threshold).any():
                 marks.append((legend, threshold, 1 / (crossing(table[name], threshold) * frequency[1])))
-    words = f"Half maps are compared at {GOLD_STANDARD:g}"
-    words += f", the map and the truth at {HALF:g}." if truth else "."
-    return Section(
-        "Fourier shell correlation", figures.fsc(frequency, curves, (GOLD_STANDARD, HALF), marks), words
-    )
+    words = f"{GOLD_STANDARD:g} is the threshold for two half maps, {HALF:g} for a map against a known truth."
+    return Section("Fourier shell correlation", figures.fsc(frequency, curves, (GOLD_STANDARD, HALF), marks), words)
 
 
 def _noise_and_signal(source: Source) -> Section | None:
-    table = source.table("spectra.csv")
+    table = source.curves("spectra.csv")
     curves = {name.replace("half", "half "): values for name, values in table.items()
               if name.startswith(("noise", "signal"))}  # fmt: skip
     if not curves:
@@ -248,12 +270,26 @@ def _convergence(source: Source) -> Section | None:
     iterations = source.record["iterations"]
     if not iterations or "resolution_A" not in iterations[-1]:
         return None
-    words = (
-        "Change: median over the particles since the iteration before; step: of the grid of poses searched."
-    )
+    words = "Change: median over the particles since the iteration before; step: of the grid of poses searched."
     if any(row.get("search") == "local" for row in iterations):
         words += " Shaded: poses are searched around those of the iteration before."
     return Section("Convergence", figures.convergence(iterations), words, wide=True)
+
+
+def _images(source: Source) -> Section | None:
+    stack = source.path / "particles.mrcs"
+    if is_store(source.path):
+        store = open_store(source.path)
+        images, name = store.read(np.arange(min(store.n, IMAGES_SHOWN))).images, source.path.name
+    elif stack.is_file():
+        opened = mrc.open_stack(stack)
+        images, name = opened.read(np.arange(min(opened.readable, IMAGES_SHOWN))), stack.name
+    else:
+        return None
+    if len(images) == 0:
+        return None
+    words = f"The first {len(images)} of {name}, as they are."
+    return Section("Images", figures.images(images), words, wide=True)
 
 
 def _orientations(source: Source) -> Section | None:
@@ -298,7 +334,7 @@ def _iterations(source: Source) -> Section | None:
     if not names:
         return None
     table = [[_label(name) for name in names]]
-    table += [[_value(row.get(name)) for name in names] for row in iterations]
+    table += [["" if row.get(name) is None else _value(row[name]) for name in names] for row in iterations]
     return Section("Iterations", table=table, wide=True)
 
 
@@ -307,9 +343,7 @@ def _quarantined(source: Source) -> Section | None:
     if not rows:
         return None
     reasons = Counter(str(row["reason"]) for row in rows).most_common(5)
-    words = f"{len(rows):,} particles were left out: " + "; ".join(
-        f"{count:,} {reason}" for reason, count in reasons
-    )
+    words = f"{len(rows):,} particles were left out: " + "; ".join(f"{count:,} {reason}" for reason, count in reasons)
     if len(rows) > QUARANTINED_SHOWN:
         words += f". The first {QUARANTINED_SHOWN} are listed here, all in run.json"
     table = [["row", "image", "reason"]]
@@ -317,22 +351,14 @@ def _quarantined(source: Source) -> Section | None:
     return Section("Quarantined particles", caption=words + ".", table=table, wide=True)
 
 
-def _runs_within(source: Source) -> Section | None:
-    table: list[list[str | tuple[str, str]]] = [["run", "job", "status"]]
-    for path in sorted(source.path.glob("*/run.json")):
-        record = Run.open(path.parent).record
-        name = path.parent.name
-        linked = (path.parent / PAGE).is_file()
-        table.append(
-            [(name, f"{name}/{PAGE}") if linked else name, str(record["job"]), str(record["status"])]
-        )
-    return Section("Runs in this directory", table=table, wide=True) if len(table) > 1 else None
-
-
 SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
-    _runs_within, _map, _fourier_shell_correlation, _noise_and_signal, _convergence, _orientations, _shifts,
-    _defocus, _certainty_of_poses, _iterations, _quarantined,
+    _map, _fourier_shell_correlation, _noise_and_signal, _convergence, _images, _orientations, _shifts, _defocus,
+    _certainty_of_poses, _iterations, _quarantined,
 )  # fmt: skip
+
+
+def _machine(record: Mapping[str, Any]) -> str:
+    return str((record.get("platform") or {}).get("cpu") or "")
 
 
 def _rows(values: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -357,7 +383,7 @@ def _value(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {_value(item)}" for key, item in value.items())
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return ", ".join(map(_value, value))
+        return ", ".join(map(_value, value)) or "none"
     return str(value)
 
 

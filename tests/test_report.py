@@ -6,19 +6,19 @@ import html.parser
 import re
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dcryo import figures, report
+from dcryo import figures
 from dcryo.cli import main
 from dcryo.data import mrc, star
 from dcryo.data.particles import Particles
 from dcryo.data.run import Run
 from dcryo.errors import InputError
 from dcryo.euler import matrix_from_euler
+from dcryo.kernels.symmetry import operators
 from dcryo.report import write_report
 
 BOX, PIXEL_A, N = 64, 3.0, 800
@@ -94,7 +94,8 @@ def iterate(run: Run, number: int) -> None:
         "search": "global" if number < 8 else "local",
         "median_rotation_change_deg": None if number == 1 else 30 * 0.55**number + 0.1,
         "median_shift_change_px": None if number == 1 else 2 * 0.6**number + 0.03,
-        "mean_max_probability": min(0.9, 0.08 * number), "mean_significant_poses": 900 / number, "seconds": 31.2,
+        "mean_max_probability": min(0.9, 0.08 * number), "mean_significant_poses": 900 / number,
+        "seconds": 31.2,
     })  # fmt: skip
 
 
@@ -121,9 +122,218 @@ def finished(tmp_path_factory) -> Path:
     write_curves(path)
     write_maps(path)
     star.write_particles(path / "particles.star", some_particles(), None)
-    run.quarantine(
-        {"row": row, "image": f"{row + 1:06d}@particles.mrcs", "reason": "constant"} for row in (5, 77)
-    )
+    run.quarantine({"row": row, "image": f"{row + 1:06d}@particles.mrcs", "reason": "constant"} for row in (5, 77))
     run.done({"resolution_A": 8.31, "particles": N, "median_rotation_error_deg": 1.2345})
     write_report(path)
     return path
+
+
+class Page(html.parser.HTMLParser):
+    """What a reader sees of a page, and whether its elements are closed in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.headings: list[str] = []
+        self.pictures: list[str] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.text = path.read_text(encoding="utf-8")
+        self.feed(self.text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs) -> None:
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        if tag == "img":
+            self.pictures.append(dict(attrs)["src"])
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        if self.open[-1:] != ["style"] and data.strip():
+            self.words.append(data.strip())
+            if self.open[-1] == "h2":
+                self.headings.append(data)
+
+
+def svg(picture: str) -> str:
+    head, _, data = picture.partition(",")
+    assert head == "data:image/svg+xml;base64"
+    return base64.b64decode(data).decode()
+
+
+def test_a_finished_refinement_shows_all_there_is(finished: Path) -> None:
+    page = Page(finished / "report.html")
+    assert page.headings == [
+        "Map", "Fourier shell correlation", "Noise and signal", "Convergence", "Orientations", "Shifts", "Defocus",
+        "Certainty of poses", "Iterations", "Quarantined particles", "Command", "Result", "Options",
+        "Versions and machine",
+    ]  # fmt: skip
+    assert len(page.pictures) == 8
+    for words in ("8.31 Å", "800", "halves 400 + 400", "64 px", "Nyquist 6.00 Å", "D2", "done", "000078@particles.mrcs",
+                  "dcryo refine 'my particles.zarr' --reference '<model>.mrc' --symmetry D2",
+                  "median rotation error (°)", "1.234", "numpy", np.__version__):  # fmt: skip
+        assert words in page.words, words
+
+
+def test_the_page_loads_nothing_and_runs_nothing(finished: Path) -> None:
+    page = Page(finished / "report.html")
+    everything = page.text + "".join(map(svg, page.pictures))
+    links = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"' )>]+)""", everything)
+    assert all(link.startswith(("data:", "#")) for link in links)
+    assert "<script" not in everything and "@import" not in everything
+
+
+def test_the_same_run_gives_the_same_page(finished: Path) -> None:
+    before = (finished / "report.html").read_bytes()
+    assert write_report(finished) == finished / "report.html"
+    assert (finished / "report.html").read_bytes() == before
+
+
+def test_correlation_is_drawn_over_resolution_with_its_crossings(finished: Path) -> None:
+    text = svg(Page(finished / "report.html").pictures[1])
+    words = re.findall(r">([^<>]+)</text>", text)
+    assert {"resolution (Å)", "0.143", "0.5", "masked", "unmasked", "masked, to the truth"} <= set(words)
+    crossings = [float(word.split()[0]) for word in words if re.fullmatch(r"[0-9.]+ Å", word)]
+    # The curves fall to 0.143 at 1.6 log(1/0.143 - 1) = 2.86 shells beyond 23, and to 0.5 at shell 24.
+    expected = [BOX * PIXEL_A / 25.86, BOX * PIXEL_A / 24]
+    assert np.allclose(crossings, expected, rtol=0.01)
+    assert "DejaVu" not in text and "system-ui" in text
+
+
+def axis_of(frequency_max: float) -> tuple[list[float], list[str]]:
+    figure = figures.Figure()
+    axes = figure.subplots()
+    figures.resolution_axis(axes, frequency_max)
+    return list(axes.get_xticks()), [label.get_text() for label in axes.get_xticklabels()]
+
+
+@pytest.mark.parametrize("nyquist_A", [0.9, 2.0, 3.3, 7.08, 20.0, 38.0])
+def test_ticks_of_the_resolution_axis_are_where_they_say_and_apart(nyquist_A: float) -> None:
+    places, labels = axis_of(1 / nyquist_A)
+    assert np.allclose(1 / np.array(places), np.array(labels, float))
+    assert 3 <= len(places) <= 12
+    assert (np.diff([0, *places]) > 0.08 / nyquist_A).all() and places[-1] <= 1 / nyquist_A
+
+
+def test_cover_is_one_everywhere_for_even_views_and_peaks_where_they_crowd(monkeypatch) -> None:
+    drawn = {}
+    monkeypatch.setattr(figures.Axes, "pcolormesh", lambda self, x, y, density, **_: drawn.update(d=density) or Mesh())
+    monkeypatch.setattr(figures.Figure, "colorbar", lambda *_, **__: Mesh())
+    monkeypatch.setattr(figures, "_svg", lambda figure: "")
+
+    class Mesh:
+        outline = property(lambda self: self)
+
+        def set_visible(self, *_) -> None: ...
+
+        def set_label(self, *_) -> None: ...
+
+    rng = np.random.default_rng(0)
+    count = 40_000
+    even = matrix_from_euler(rng.uniform(-180, 180, count), np.degrees(np.arccos(rng.uniform(-1, 1, count))), 0.0)
+    figures.directions(even, operators("C1"))
+    assert np.abs(drawn["d"] - 1).max() < 0.35 and abs(drawn["d"].mean() - 1) < 0.05
+    figures.directions(matrix_from_euler(np.full(500, 90.0), np.full(500, 60.0), 0.0), operators("C2"))
+    row, column = np.unravel_index(drawn["d"].argmax(), drawn["d"].shape)
+    rows, columns = drawn["d"].shape
+    latitude, longitude = (row + 0.5) / rows * 180 - 90, (column + 0.5) / columns * 360 - 180
+    assert abs(latitude - 30) < 4 and abs(abs(longitude) - 90) < 4
+    assert np.isclose(drawn["d"][row, (column + columns // 2) % columns], drawn["d"].max(), rtol=0.05)
+
+
+def test_a_run_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
+    Run.start(tmp_path, "refine", {"symmetry": "C1"})
+    page = Page(write_report(tmp_path))
+    assert page.headings == ["Command", "Options", "Versions and machine"]
+    assert "running" in page.words and any("not finished" in words for words in page.words)
+
+
+def test_a_run_on_its_way_shows_how_far_it_is(tmp_path: Path) -> None:
+    run = Run.start(tmp_path, "refine", {})
+    iterate(run, 1)
+    page = Page(write_report(tmp_path))
+    assert "Convergence" in page.headings and "Resolution so far" in page.words and "40.50 Å" in page.words
+
+
+def test_a_failed_run_says_why_in_plain_text(tmp_path: Path) -> None:
+    Run.start(tmp_path, "refine", {}).fail("worker <b>lost</b>")
+    page = Page(write_report(tmp_path))
+    assert "Why it ended" in page.headings and "worker <b>lost</b>" in page.words
+
+
+def test_damaged_files_cost_their_section_and_no_more(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "damaged"
+    shutil.copytree(finished, out)
+    (out / "map.mrc").write_bytes(b"not a map")
+    (out / "fsc.csv").write_text("shell,frequency_1_A,fsc_masked\n1,x,2\n")
+    (out / "particles.star").write_text("no STAR file")
+    page = Page(write_report(out))
+    gaps = [words for words in page.words if words.startswith("Could not be shown")]
+    assert len(gaps) == 6 and any("map.mrc" in words for words in gaps)
+    assert "Noise and signal" in page.headings and "Convergence" in page.headings
+
+
+def test_other_jobs_show_what_they_have(finished: Path, tmp_path: Path) -> None:
+    run = Run.start(tmp_path, "simulate", {"model": "model.pdb"})
+    shutil.copy(finished / "particles.star", tmp_path)
+    shutil.copy(finished / "map.mrc", tmp_path / "truth.mrc")
+    images = np.random.default_rng(0).standard_normal((7, 32, 32)).astype(np.float32)
+    with mrc.StackWriter(tmp_path / "particles.mrcs", 7, 32, PIXEL_A, "float32") as stack:
+        stack.write(0, images)
+    run.done({})
+    page = Page(write_report(tmp_path))
+    assert page.headings[:5] == ["Map", "Images", "Orientations", "Shifts", "Defocus"]
+    assert "The first 7 of particles.mrcs, as they are." in page.words
+
+
+def test_jobs_yet_to_come_have_a_page_too(tmp_path: Path) -> None:
+    run = Run.start(tmp_path, "fold", {})
+    (tmp_path / "fsc.csv").write_text("shell,frequency_1_A,fsc\n0,0,1\n1,0.1,0.9\n2,0.2,0.05\n")
+    run.done({})
+    page = Page(write_report(tmp_path))
+    assert page.headings[0] == "Fourier shell correlation" and "fold" in page.words
+
+
+def test_a_chain_of_jobs_links_their_pages(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "refined").mkdir()
+    for name in ("run.json", "report.html", "map.mrc"):
+        shutil.copy(finished / name, tmp_path / "refined")
+    Run.start(tmp_path / "simulated", "simulate", {}).done({})
+    Run.start(tmp_path, "demo", {}).done({"resolution_A": 7.5})
+    page = Page(write_report(tmp_path))
+    assert '<a href="refined/report.html">refined</a>' in page.text and "<td>simulated</td>" in page.text
+    assert page.headings[:3] == ["Runs in this directory", "Map", "Convergence"]
+    assert "What follows is of refined." in page.words
+
+
+def test_command_line(tmp_path: Path, capsys) -> None:
+    Run.start(tmp_path / "run", "refine", {})
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out == f"page: {tmp_path / 'run' / 'report.html'}\n"
+    assert main(["report", str(tmp_path)]) == 2
+    assert "not a run directory" in capsys.readouterr().err
+    with pytest.raises(InputError):
+        write_report(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_browser_draws_the_page(finished: Path, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no browser (chromium) on this machine")
+    picture = tmp_path / "page.png"
+    subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+         "--hide-scrollbars", "--window-size=1280,4000", f"--screenshot={picture}",
+         (finished / "report.html").resolve().as_uri()], check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    from matplotlib.image import imread
+
+    pixels = imread(picture)[:, :, :3]
+    assert pixels.shape[:2] == (4000, 1280)
+    dark = (pixels.max(axis=2) < 0.2).mean(axis=1)
+    assert dark[200:1200].max() > 0.5, "the map is drawn"
+    blue = np.abs(pixels - np.array([0, 0x72, 0xB2]) / 255).max(axis=2) < 0.02
+    assert blue[1200:].sum() > 5000, "the curves are drawn"

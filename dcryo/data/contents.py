@@ -15,7 +15,8 @@ from dcryo.errors import InputError
 Lines = list[tuple[str, str]]
 
 LISTED = 5
-"""Entries of a list that are shown."""
+"""Quarantined particles that are shown."""
+SHOWN_BLOCKS = 12
 
 
 def describe_path(path: Path) -> Lines:
@@ -49,7 +50,7 @@ def _store(path: Path) -> Lines:
         ("box", f"{store.box_px} px, {store.pixel_size_A:g} A/px"),
         (
             "images",
-            f"{store.dtype}, {store.chunk_images} a chunk, {store.shard_images} a file, scale {store.scale:g}",
+            f"{store.dtype}, scale {store.scale:g}, {store.chunk_images} a chunk, {store.shard_images} a file",
         ),
         ("fingerprint", store.fingerprint),
     ]
@@ -81,9 +82,10 @@ def _run(path: Path) -> Lines:
 def _star(path: Path) -> Lines:
     blocks = star.read_blocks(path)
     lines = [("kind", "STAR file")]
-    for name, block in blocks.items():
-        rows = len(next(iter(block.columns.values()), ()))
-        lines.append((f"data_{name}", f"{rows} rows, {len(block.columns)} columns"))
+    for name, block in list(blocks.items())[:SHOWN_BLOCKS]:
+        lines.append((f"data_{name}", f"{len(block)} rows, {len(block.columns)} columns"))
+    if len(blocks) > SHOWN_BLOCKS:
+        lines.append(("and more", f"{len(blocks) - SHOWN_BLOCKS} blocks"))
     if any("rlnImageName" in block.columns for block in blocks.values()):
         lines += _particles(star.read_particles(path))
     return lines
@@ -119,12 +121,12 @@ def _mrc(path: Path) -> Lines:
 
 def _particles(particles: Particles) -> Lines:
     lines = []
-    for row in range(len(next(iter(particles.optics.values()), ()))):
+    for row in range(particles.n_groups):
         values = ", ".join(f"{name} {column[row]}" for name, column in particles.optics.items())
         count = np.count_nonzero(particles["optics_row"] == row)
         lines.append((f"optics group {row + 1}", f"{count} particles, {values}"))
     stacks = np.unique(particles["image_path"])
-    lines.append(("stacks", f"{len(stacks)}, the first {stacks[0]!r}" if len(stacks) else "none"))
+    lines.append(("stacks", f"{len(stacks)}, the first {stacks[0]}" if len(stacks) else "none"))
     if "defocus_u_A" in particles and len(particles):
         low, high = np.percentile(particles["defocus_u_A"], [0, 100])
         lines.append(("defocus", f"{low:.0f} to {high:.0f} A"))

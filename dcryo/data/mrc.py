@@ -150,9 +150,7 @@ def open_stack(path: str | Path) -> Stack:
     if readable:
         shape = (readable, header.rows, header.columns)
         images = np.memmap(path, header.dtype, "r", header.offset, shape)
-    return Stack(
-        str(path), header.sections, (header.rows, header.columns), header.voxel_A[0], readable, images
-    )
+    return Stack(str(path), header.sections, (header.rows, header.columns), header.voxel_A[0], readable, images)
 
 
 def write_map(
@@ -236,9 +234,7 @@ class StackWriter:
         with self._open:
             missing = np.flatnonzero(np.isnan(self._sums[:, 0]))
             if len(missing):
-                raise RunError(
-                    f"{self._path}: not written, image {missing[0] + 1} is missing ({len(missing)} in all)"
-                )
+                raise RunError(f"{self._path}: not written, image {missing[0] + 1} is missing ({len(missing)} in all)")
             header = _new_header(self._shape, self._mode, self._voxel_size_A, self._sums, volume=False)
             self._file.seek(0)
             self._file.write(header.tobytes())
@@ -276,9 +272,7 @@ def _read(path: str | Path, file: BinaryIO, count: int) -> bytearray:
 def _read_header(path: str | Path, file: BinaryIO) -> _Header:
     raw = _read(path, file, HEADER_BYTES)
     if len(raw) < HEADER_BYTES:
-        raise InputError(
-            f"{path}: is {len(raw)} bytes long; expected an MRC file, whose header alone has 1024"
-        )
+        raise InputError(f"{path}: is {len(raw)} bytes long; expected an MRC file, whose header alone has 1024")
     # The machine stamp first, then the other order: stamps are wrong in some old files.
     orders: tuple[Order, Order] = (">", "<") if raw[212] == 0x11 else ("<", ">")
     problems = []
@@ -352,7 +346,7 @@ def _read_data(path: str | Path, file: BinaryIO, header: _Header, size: int | No
         present = len(data) if size is None else max(0, size - header.offset)
         raise InputError(
             f"{path}: holds {present} bytes of data; expected {expected} ({header.sections} sections of "
-            f"{header.rows} x {header.columns} voxels). The file was cut short or is damaged: get it again"
+            f"{header.rows} x {header.columns} voxels). It was cut short or is damaged: get the file again"
         )
     # Array axes are sections, rows, columns, which lie along the reverse of header.axes (1, 2, 3 for x, y, z).
     array = np.frombuffer(data, header.dtype).reshape(header.sections, header.rows, header.columns)
@@ -364,9 +358,7 @@ def _sums(image: np.ndarray) -> tuple[float, float, float, float]:
     return values.min(), values.max(), values.sum(), np.square(values).sum()
 
 
-def _new_header(
-    shape: tuple[int, ...], mode: int, voxel_size_A: float, sums: np.ndarray, volume: bool
-) -> np.ndarray:
+def _new_header(shape: tuple[int, ...], mode: int, voxel_size_A: float, sums: np.ndarray, volume: bool) -> np.ndarray:
     nz, ny, nx = shape
     header = np.zeros((), HEADER_DTYPE)
     header["nx"], header["ny"], header["nz"], header["mode"] = nx, ny, nz, mode

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class Particles:
         if missing:
             raise ValueError(f"particles lack the columns {', '.join(missing)}")
         n = len(self.columns["optics_row"])
-        n_groups = len(next(iter(self.optics.values()), next(iter(self.optics_extra.values()), ())))
+        n_groups = self.n_groups
         object.__setattr__(self, "columns", _checked(self.columns, PARTICLE_FIELDS, n))
         object.__setattr__(self, "optics", _checked(self.optics, OPTICS_FIELDS, n_groups))
         object.__setattr__(self, "extra", _checked_text(self.extra, n))
@@ -48,6 +49,12 @@ class Particles:
 
     def __contains__(self, name: object) -> bool:
         return name in self.columns
+
+    @property
+    def n_groups(self) -> int:
+        """Number G of optics groups."""
+        tables = (*self.optics.values(), *self.optics_extra.values())
+        return len(tables[0]) if tables else 0
 
     def optics_of(self, name: str) -> np.ndarray:
         """The optics column `name` spread over the particles, (N,)."""
@@ -73,6 +80,39 @@ class Particles:
     def replace_optics(self, **columns: np.ndarray) -> "Particles":
         """These particles with optics `columns` added or exchanged; their lengths are checked."""
         return replace(self, optics={**self.optics, **columns})
+
+
+def identities(particles: Particles) -> np.ndarray:
+    """What tells each particle from the others, uint64 (N,): `uid` if it is there, or made of the image's name.
+
+    The second stays the same in any selection, order or run; it repeats where an image is named twice.
+    """
+    if "uid" in particles:
+        return particles["uid"]
+    names = zip(particles["image_path"].tolist(), particles["image_index"].tolist(), strict=True)
+    digests = (blake2b(f"{index}@{path}".encode(), digest_size=8).digest() for path, index in names)
+    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+
+
+def group_optics(values: Mapping[str, np.ndarray], n: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Optics groups of `n` particles that each have their own optics, `values` (n,) by name.
+
+    Returns the distinct optics (G,) in the order in which they first appear, and each particle's row in them.
+    """
+    keys = np.stack([np.zeros(n), *values.values()], axis=1)
+    _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    first_rows = np.sort(first)
+    rows = np.searchsorted(first_rows, first)[inverse.reshape(-1)]
+    return {name: column[first_rows] for name, column in values.items()}, rows
+
+
+def numbered(optics: Mapping[str, np.ndarray], n_groups: int) -> dict[str, np.ndarray]:
+    """The optics with a `group` that is fit for a file (from 1, each once; else 1 to G) and with a `name`."""
+    groups = optics.get("group", np.zeros(n_groups, np.int32))
+    if len(np.unique(groups)) < n_groups or groups.min(initial=1) < 1:
+        groups = np.arange(1, n_groups + 1)
+    names = np.array([f"opticsGroup{group}" for group in groups], dtype="U")
+    return {"name": names} | dict(optics) | {"group": groups}
 
 
 def _checked(columns: Mapping[str, np.ndarray], fields: Mapping[str, Field], n: int) -> dict[str, np.ndarray]:

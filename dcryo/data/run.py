@@ -186,6 +186,7 @@ class Run:
         self.record.update(finished_utc=_now(), **changes)
         self._write()
         if self._lock is not None:
+            (self.path / LOCK).unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
 
@@ -212,7 +213,7 @@ def plain(value: Any) -> Any:
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterable[str]:
@@ -278,9 +279,7 @@ def _refuse_own_inputs(path: Path, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         source = Path(row["path"]).resolve()
         if source == path.resolve() or any(source == item or item in source.parents for item in own):
-            raise InputError(
-                f"{row['path']}: is an input and lies in {path}, which would be overwritten; change --out"
-            )
+            raise InputError(f"{row['path']}: is an input and lies in {path}, which would be overwritten; change --out")
 
 
 def _clear(path: Path) -> None:

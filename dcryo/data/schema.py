@@ -134,7 +134,7 @@ def first_refused(field: Field, values: np.ndarray) -> int | None:
     if field.dtype[0] in "iu":
         low, high = _bounds(field)
         accepted &= (values == np.rint(values)) & (values >= low) & (values <= high)
-    refused = np.flatnonzero(~accepted.reshape(len(values), -1).all(axis=1))
+    refused = np.flatnonzero(~accepted.all(axis=tuple(range(1, accepted.ndim))))
     return int(refused[0]) if len(refused) else None
 
 

@@ -3,7 +3,7 @@
 Rows are counted from 1 in messages and in reasons, as the data rows of the source file.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from dcryo.data.particles import Particles
 from dcryo.errors import InputError
 
 LISTED = 5
-"""Problems of one kind that a message names."""
+"""Reasons that a message names."""
 
 SAMPLED_IMAGES = 128
 FLOAT16_LARGEST = 65504.0
@@ -31,15 +31,16 @@ class Sources:
     """Where each row's image is.
 
     names: the stacks as named in the source; paths: where they were found (None: nowhere). stack (N,): number
-    of the row's stack; index (N,): image in it, from 0. absent: row -> reason, of rows whose image is known
-    not to be there. box_px, voxel_size_A: side and header's voxel size (0: not said) of the first readable
-    stack.
+    of the row's stack; index (N,): image in it, from 0. sign (N,): -1 where particles are dark on white.
+    absent: row -> reason, of rows whose image is known not to be there. box_px, voxel_size_A: side and
+    header's voxel size (0: not said) of the first readable stack.
     """
 
     names: tuple[str, ...]
     paths: tuple[Path | None, ...]
     stack: np.ndarray
     index: np.ndarray
+    sign: np.ndarray
     absent: dict[int, str]
     box_px: int
     voxel_size_A: float
@@ -58,8 +59,8 @@ class Sources:
     def read(self, rows: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
         """Read the images of `rows`, each stack once and in its order, at most `batch` at a time.
 
-        Yields positions in `rows`, float32 images (n, D, D), and place in this batch -> reason where an image
-        could not be read.
+        Particles come out white on dark. Yields positions in `rows`, float32 images (n, D, D), and place in
+        this batch -> reason where an image could not be read.
         """
         order = np.lexsort((self.index[rows], self.stack[rows]))
         ends = np.flatnonzero(np.diff(self.stack[rows][order])) + 1
@@ -74,7 +75,9 @@ class Sources:
                 continue
             for start in range(0, len(of_stack), batch):
                 positions = of_stack[start : start + batch]
-                yield positions, *_read(stack, self.index[rows[positions]], self.box_px)
+                images, unread = _read(stack, self.index[rows[positions]], self.box_px)
+                images[self.sign[rows[positions]] < 0] *= -1
+                yield positions, images, unread
 
 
 def find(
@@ -125,41 +128,40 @@ def find(
         paths,
         stack,
         index,
+        particles.columns.get("image_sign", np.ones(len(particles), np.int8)),
         dict(sorted(absent.items())),
         first.shape[0],
         first.voxel_size_A,
     )
 
 
-def defects(images: np.ndarray) -> dict[int, str]:
-    """Which of `images` (n, D, D) hold nothing to work with: position -> NaN, infinite or constant."""
-    low = images.min(axis=(1, 2))
-    high = images.max(axis=(1, 2))
+def defects(images: np.ndarray, dtype: str = "float32", scale: float = 1.0) -> dict[int, str]:
+    """Which of `images`, float32 (n, D, D), cannot be kept: position -> reason.
+
+    NaN, infinite or constant; and, for dtype float16, grey values that float16 cannot hold once divided by
+    `scale`.
+    """
+    low = images.min(axis=(1, 2)).astype(np.float64)
+    high = images.max(axis=(1, 2)).astype(np.float64)
     found = {}
     for place in np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)) | (low == high)).tolist():
-        if np.isnan(low[place]) or np.isnan(high[place]):
+        if np.isnan(low[place]):
             found[place] = f"{np.count_nonzero(np.isnan(images[place]))} pixels are NaN"
         elif low[place] == high[place]:
             found[place] = f"constant, every pixel is {low[place]:g}"
         else:
             found[place] = f"{np.count_nonzero(np.isinf(images[place]))} pixels are infinite"
-    return found
-
-
-def float16_defects(images: np.ndarray) -> dict[int, str]:
-    """Which of the float32 `images` (n, D, D), already divided by the scale, float16 cannot hold: position ->
-    why."""
-    low = images.min(axis=(1, 2))
-    high = images.max(axis=(1, 2))
-    size = np.maximum(np.abs(low), np.abs(high))
-    span = high - low
-    found = dict.fromkeys(
-        np.flatnonzero((span < FLOAT16_SMALLEST_RANGE) | (span < FLOAT16_SMALLEST_CONTRAST * size)).tolist(),
-        "grey values differ too little for float16; float32 would hold them",
-    )
+    if dtype != "float16":
+        return found
+    size = np.maximum(np.abs(low), np.abs(high)) / scale
     for place in np.flatnonzero(size > FLOAT16_LARGEST).tolist():
-        found[place] = (
-            f"pixel of {size[place]:g} (after the scale) is too large for float16; float32 would hold it"
+        found.setdefault(place, f"pixel of {size[place] * scale:g} is too large for float16, not for float32")
+    with np.errstate(invalid="ignore"):
+        span = (high - low) / scale
+    faint = (span < FLOAT16_SMALLEST_RANGE) | (span < FLOAT16_SMALLEST_CONTRAST * size)
+    for place in np.flatnonzero(faint).tolist():
+        found.setdefault(
+            place, f"{low[place]:g} to {high[place]:g} is too little contrast for float16, not for float32"
         )
     return found
 
@@ -238,16 +240,27 @@ def _check_box(
         )
 
 
+def summarise(reasons: Mapping[int, str]) -> list[str]:
+    """Lines that name rows (counted from 1) by reason, the first few: `row 7 and 12 more: REASON`."""
+    rows_of: dict[str, list[int]] = {}
+    for row, reason in sorted(reasons.items()):
+        rows_of.setdefault(reason, []).append(row)
+    lines = []
+    for reason, rows in list(rows_of.items())[:LISTED]:
+        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        lines.append(f"  row {rows[0] + 1}{more}: {reason}")
+    if len(rows_of) > LISTED:
+        left = sum(len(rows) for rows in list(rows_of.values())[LISTED:])
+        lines.append(f"  and {left} rows more, for other reasons")
+    return lines
+
+
 def _explain_missing(source: Path, missing: dict[int, str], folders: Sequence[Path]) -> str:
-    rows = sorted(missing)
-    lines = [f"  row {row + 1}: {missing[row]}" for row in rows[:LISTED]]
-    if len(rows) > LISTED:
-        lines.append(f"  and {len(rows) - LISTED} more")
     where = f"{folders[0]} and the directories above it" if len(folders) > 1 else str(folders[0])
     return "\n".join(
         [
-            f"{source}: {len(rows)} of its rows name images that are not there (looked for in {where}):",
-            *lines,
+            f"{source}: {len(missing)} of its rows name images that are not there (looked for in {where}):",
+            *summarise(missing),
             "  give --root DIR if the stacks are elsewhere, or --skip-missing to import the others",
         ]
     )

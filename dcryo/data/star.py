@@ -12,10 +12,10 @@ import numpy as np
 
 from dcryo import euler
 from dcryo.data import star_syntax
-from dcryo.data.particles import Particles
+from dcryo.data.particles import Particles, group_optics, numbered
 from dcryo.data.schema import FIELDS, OPTICS_FIELDS, PARTICLE_FIELDS, Field, expected, first_refused
 from dcryo.data.star_syntax import Block, read_blocks, write_blocks
-from dcryo.errors import InputError
+from dcryo.errors import InputError, RunError
 
 __all__ = ["Block", "read_blocks", "read_particles", "write_blocks", "write_particles"]
 
@@ -37,6 +37,8 @@ def read_particles(path: str | Path) -> Particles:
     """
     blocks = star_syntax.parse(path)
     table = _particle_table(path, blocks)
+    if not len(table):
+        raise InputError(f"{table.where}: has no rows; expected at least one particle")
     optics_extra: dict[str, np.ndarray] = {}
     if "optics" in blocks:
         optics_table = _Table(f"{path}, data_optics", blocks["optics"])
@@ -64,14 +66,17 @@ def write_particles(
 
     `image_names` are N names such as "000001@stack.mrcs"; by default they are made of `image_path` and
     `image_index`. Optics groups are renumbered from 1 where a number is below 1 or taken twice. RELION asks
-    for `box_px` and `pixel_size_A` of each group. Raises RunError if the file cannot be written.
+    for `box_px` and `pixel_size_A` of each group. Raises RunError if there are no particles or the file
+    cannot be written.
     """
+    if not len(particles):
+        raise RunError(f"{path}: not written, since there are no particles")
     if image_names is not None and len(image_names) != len(particles):
         raise ValueError(f"{len(image_names)} image names for {len(particles)} particles")
     if image_names is None and (particles["image_path"] != "").any():
         pairs = zip(particles["image_index"].tolist(), particles["image_path"].tolist(), strict=True)
         image_names = [f"{index + 1:06d}@{stack}" for index, stack in pairs]
-    optics = _numbered(particles)
+    optics = numbered(particles.optics, particles.n_groups)
     optics_columns = dict(_plain_columns("optics", optics))
     optics_columns[_DIMENSIONS] = np.full(len(optics["group"]), 2)
     for label, values in particles.optics_extra.items():
@@ -83,8 +88,8 @@ def write_particles(
     if "rotation" in particles:
         columns |= dict(zip(_ANGLES, euler.euler_from_matrix(particles["rotation"]), strict=True))
     for label, values in particles.extra.items():
-        # A field of a .cs file has a slash in its name, which no label has.
-        if label not in columns and "/" not in label:
+        # What is kept of a .cs file has a space in its name, which no label has.
+        if label not in columns and " " not in label:
             columns[label] = values
     write_blocks(path, {"optics": Block(optics_columns), "particles": Block(columns)})
 
@@ -225,14 +230,8 @@ def _optics_of_particles(table: _Table) -> tuple[dict[str, np.ndarray], np.ndarr
     if "pixel_size_A" not in values and _MAGNIFICATION in table and _DETECTOR_UM in table:
         detector_A = table.numbers(pixel_size, _DETECTOR_UM) * 1e4
         values["pixel_size_A"] = detector_A / table.numbers(pixel_size, _MAGNIFICATION)
-    keys = np.stack([np.zeros(len(table)), *(column for column in values.values())], axis=1)
-    _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    first_rows = np.sort(first)
-    rows = np.searchsorted(first_rows, first)[inverse.reshape(-1)]
-    optics = {name: column[first_rows] for name, column in values.items()}
-    groups = np.arange(1, len(first_rows) + 1)
-    names = np.array([f"opticsGroup{group}" for group in groups], dtype="U")
-    return {"name": names, "group": groups} | optics, rows
+    optics, rows = group_optics(values, len(table))
+    return numbered(optics, rows.max(initial=-1) + 1), rows
 
 
 def _origins_from_pixels(table: _Table, optics: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
@@ -244,19 +243,6 @@ def _origins_from_pixels(table: _Table, optics: Mapping[str, np.ndarray], rows: 
             f"add _rlnImagePixelSize, or _{_MAGNIFICATION} and _{_DETECTOR_UM}"
         )
     return origin_px * optics["pixel_size_A"][rows, None]
-
-
-def _numbered(particles: Particles) -> dict[str, np.ndarray]:
-    """The optics with names, and with numbers that are fit for RELION."""
-    optics = dict(particles.optics)
-    n_groups = int(particles["optics_row"].max(initial=-1)) + 1
-    n_groups = max(n_groups, *(len(values) for values in optics.values())) if optics else n_groups
-    groups = optics.get("group", np.zeros(n_groups, np.int32))
-    if len(np.unique(groups)) < n_groups or groups.min(initial=1) < 1:
-        groups = np.arange(1, n_groups + 1)
-    optics["group"] = groups
-    optics.setdefault("name", np.array([f"opticsGroup{group}" for group in groups], dtype="U"))
-    return optics
 
 
 def _plain_columns(table: str, columns: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:

@@ -75,9 +75,7 @@ def parse(path: str | Path) -> dict[str, Block]:
                         raise InputError(f"{path}, line {number}: a second data_{current.name}; expected one")
                     builders[current.name] = current
                 elif current is None:
-                    raise InputError(
-                        f"{path}, line {number}: found {line[:40]!r}; expected data_, as STAR files begin"
-                    )
+                    raise InputError(f"{path}, line {number}: found {line[:40]!r}; expected data_, as STAR files begin")
                 else:
                     current.add(number, line, words, blank)
                 blank = False
@@ -126,9 +124,7 @@ class _Builder:
             self._add_label(number, words[0])
             self.rows = [[*(self.rows[0] if self.rows else []), words[1]]]
         else:
-            raise self._refused(
-                number, f"found {line[:60]!r}", "a label and its value, or one table per block"
-            )
+            raise self._refused(number, f"found {line[:60]!r}", "a label and its value, or one table per block")
 
     def build(self) -> Block:
         self._flush()

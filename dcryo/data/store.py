@@ -1,6 +1,6 @@
 """The particle store: images and what is known of them, in one Zarr v3 group.
 
-    NAME.zarr/zarr.json        attributes: box, pixel size, scale, fingerprint; written last, so it marks a whole store
+    NAME.zarr/zarr.json        attributes: box, pixel size, scale, fingerprint; written last, it marks a whole store
     NAME.zarr/images           (N, D, D) float16 or float32, chunked and sharded along particles only
     NAME.zarr/particles, extra, optics, optics_extra    the columns of `Particles`
     NAME.zarr/quarantined      row, image and reason of what was left out
@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec
 
 from dcryo.data.atomic import replacing
 from dcryo.data.columns import read_attributes, read_columns, write_columns
@@ -31,19 +30,9 @@ from dcryo.errors import InputError, RunError
 
 FORMAT = "dcryo-particles"
 FORMAT_VERSION = 1
-CHUNK_BYTES = 8 << 20
-SHARD_BYTES = 128 << 20
 PROGRESS = "progress.json"
 
 ImageType = Literal["float16", "float32"]
-
-
-def layout(box_px: int, dtype: ImageType) -> tuple[int, int]:
-    """Images per chunk and per shard: about 8 MiB and 128 MiB, a function of box and type alone."""
-    image_bytes = box_px * box_px * np.dtype(dtype).itemsize
-    chunk_images = max(1, CHUNK_BYTES // image_bytes)
-    chunks = -(-SHARD_BYTES // (chunk_images * image_bytes))
-    return chunk_images, chunk_images * chunks
 
 
 @dataclass(frozen=True)
@@ -113,16 +102,16 @@ class Store:
         listed in the batch with the reason. Raises IndexError for rows that the store does not have, and
         RunError if the store itself is gone.
         """
-        rows = np.asarray(rows, dtype=np.int64)
-        if rows.size and (rows.min() < 0 or rows.max() >= self.n):
-            raise IndexError(f"{self.path}: rows {rows.min()} to {rows.max()} asked, it has {self.n}")
+        asked = np.asarray(rows, dtype=np.int64)
+        if asked.size and (asked.min() < 0 or asked.max() >= self.n):
+            raise IndexError(f"{self.path}: rows {asked.min()} to {asked.max()} asked, it has {self.n}")
         if self.selection is not None:
-            rows = self.rows()[rows]
-        images = np.zeros((len(rows), self.box_px, self.box_px), np.float32)
+            asked = self.rows()[asked]
+        images = np.zeros((len(asked), self.box_px, self.box_px), np.float32)
         bad: dict[int, str] = {}
         array = _open_images(self.selection or self.path)
-        for positions in _by_chunk(rows, self.chunk_images):
-            wanted = rows[positions]
+        for positions in _by_chunk(asked, self.chunk_images):
+            wanted = asked[positions]
             chunk = int(wanted[0]) // self.chunk_images
             low = int(wanted.min())
             try:
@@ -181,153 +170,6 @@ def is_store(path: str | Path) -> bool:
     return read_attributes(Path(path)).get("format") == FORMAT
 
 
-class Writer:
-    """Writes a store shard after shard; made by `create`.
-
-    notes: what the caller wrote down with each finished shard, in order: after an interruption it says where
-    to go on. written: images in the finished shards.
-    """
-
-    def __init__(self, path: Path, attributes: dict[str, Any], progress: dict[str, Any]) -> None:
-        self.path = path
-        self.chunk_images, self.shard_images = attributes["chunk_images"], attributes["shard_images"]
-        self.scale = float(attributes["scale"])
-        self._attributes = attributes
-        self._progress = progress
-        self._array = zarr.open_array(path / "images", mode="r+", zarr_format=3)
-
-    @property
-    def notes(self) -> list[dict[str, Any]]:
-        return [shard["note"] for shard in self._progress["shards"]]
-
-    @property
-    def written(self) -> int:
-        return sum(shard["images"] for shard in self._progress["shards"])
-
-    def empty_shard(self) -> np.ndarray:
-        """Memory for one shard of images in the stored type, (shard_images, D, D)."""
-        return np.empty((self.shard_images, *self._array.shape[1:]), self._array.dtype)
-
-    def write(self, images: np.ndarray, note: Mapping[str, Any]) -> None:
-        """Commit the next shard: images in the stored type, already divided by the scale, (n, D, D).
-
-        Every shard but the last is full. `note` (plain JSON) is committed with it. Killed at any moment, the
-        shard and its note are there or are not. Raises RunError if the disk refuses.
-        """
-        start = self.written
-        if start % self.shard_images or not 0 < len(images) <= self.shard_images:
-            raise ValueError(
-                f"a shard of {len(images)} images after {start}; each is {self.shard_images} but the last"
-            )
-        shard = self.path / "images" / "c" / str(start // self.shard_images) / "0" / "0"
-        try:
-            # What a killed writer left would be merged with a last shard that is not full.
-            shard.unlink(missing_ok=True)
-            self._array[start : start + len(images)] = images
-            with shard.open("rb") as file:
-                os.fsync(file.fileno())
-            digest = hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
-            self._progress["shards"].append({"images": len(images), "digest": digest, "note": dict(note)})
-            _write_json(self.path / PROGRESS, self._progress)
-        except OSError as error:
-            raise RunError(
-                f"{shard}: cannot be written ({error.strerror}); make room, then go on with --resume"
-            ) from error
-
-    def finish(
-        self, particles: Particles, quarantined: Sequence[Mapping[str, Any]], source: Mapping[str, Any]
-    ) -> Store:
-        """Write the columns beside the images, then the marker that makes this a store.
-
-        particles: one row per image written. quarantined: row, image and reason of what was left out.
-        source: plain JSON that says where the particles came from; it is not part of the fingerprint.
-        """
-        n = self.written
-        if len(particles) != n:
-            raise ValueError(f"{len(particles)} particles for {n} images")
-        self._array.resize((n, *self._array.shape[1:]))
-        columns = {
-            "particles": particles.columns,
-            "optics": particles.optics,
-            "extra": particles.extra,
-            "optics_extra": particles.optics_extra,
-            "quarantined": {
-                "row": np.array([entry["row"] for entry in quarantined], np.int64),
-                "image": np.array([entry["image"] for entry in quarantined], str),
-                "reason": np.array([entry["reason"] for entry in quarantined], str),
-            },
-        }
-        digests = [shard["digest"] for shard in self._progress["shards"]]
-        digests += [write_columns(self.path / name, content) for name, content in columns.items()]
-        attributes = {"format": FORMAT, "format_version": FORMAT_VERSION, "n": n, **self._attributes}
-        digest = hashlib.sha256(json.dumps([attributes, digests], sort_keys=True).encode()).hexdigest()
-        _mark(self.path, {**attributes, "fingerprint": digest, "source": dict(source)})
-        (self.path / PROGRESS).unlink(missing_ok=True)
-        return open_store(self.path)
-
-
-def create(
-    path: str | Path,
-    *,
-    n_images: int,
-    box_px: int,
-    pixel_size_A: float,
-    dtype: ImageType = "float16",
-    scale: float = 1.0,
-    origin: str = "",
-    resume: bool = False,
-) -> Writer:
-    """Begin a store of at most `n_images` images of box_px x box_px, or go on with an interrupted one.
-
-    scale: a power of two that the images are divided by (see `dcryo.data.stacks.float16_scale`). origin:
-    digest of where the images come from, the same when resumed. Raises InputError if a store is there
-    already, or if what is resumed was begun with other values.
-    """
-    path = Path(path).absolute()
-    chunk_images, shard_images = layout(box_px, dtype)
-    attributes = {
-        "box_px": box_px,
-        "pixel_size_A": pixel_size_A,
-        "dtype": dtype,
-        "scale": scale,
-        "chunk_images": chunk_images,
-        "shard_images": shard_images,
-    }
-    begun = {"n_images": n_images, "origin": origin, **attributes}
-    _refuse_complete(path)
-    if resume and (path / PROGRESS).is_file():
-        progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
-        if progress["begun"] != begun:
-            changed = [f"{name} {was!r}, now {begun[name]!r}" for name, was in progress["begun"].items()
-                       if was != begun[name]]  # fmt: skip
-            raise InputError(
-                f"{path}: cannot be resumed, it was begun with {'; '.join(changed)}; give the same options "
-                "and files, "
-                "or start again with --overwrite"
-            )
-        for leftover in [*path.rglob("*.partial"), *path.glob(".*.tmp")]:
-            leftover.unlink()
-        return Writer(path, attributes, progress)
-    if (path / "images").exists() and not resume:
-        raise InputError(
-            f"{path}: holds an unfinished store; go on with --resume or start again with --overwrite"
-        )
-    progress = {"begun": begun, "shards": []}
-    zarr.create_array(
-        path / "images",
-        shape=(n_images, box_px, box_px),
-        chunks=(chunk_images, box_px, box_px),
-        shards=(shard_images, box_px, box_px),
-        dtype=dtype,
-        compressors=[Crc32cCodec()],
-        fill_value=np.nan,
-        overwrite=True,
-        zarr_format=3,
-    )
-    _write_json(path / PROGRESS, progress)
-    return Writer(path, attributes, progress)
-
-
 def select(
     store: Store,
     rows: Sequence[int] | np.ndarray,
@@ -349,7 +191,7 @@ def select(
         )
     if len(np.unique(rows)) != len(rows):
         raise InputError(f"{store.path}: rows selected more than once; list each row once")
-    _refuse_complete(path)
+    refuse_complete(path)
     replaced = {} if store.selection is None else _take(read_columns(store.path / "particles"), rows)
     replaced |= {name: np.asarray(values) for name, values in (columns or {}).items()}
     # Made as a record only to have names, types and lengths checked, and converted to those of the schema.
@@ -359,7 +201,7 @@ def select(
     whole = open_store(parent)
     digest = write_columns(path / "rows", {"row": store.rows()[rows]})
     digest += write_columns(path / "particles", replaced)
-    _mark(
+    mark(
         path,
         {
             "format": FORMAT,
@@ -377,17 +219,17 @@ def _take(columns: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.n
     return {name: values[rows] for name, values in columns.items()}
 
 
-def _mark(path: Path, attributes: Mapping[str, Any]) -> None:
+def mark(path: Path, attributes: Mapping[str, Any]) -> None:
     group = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
-    _write_json(path / "zarr.json", group)
+    write_json(path / "zarr.json", group)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     with replacing(path) as file:
         file.write(json.dumps(content, indent=1).encode())
 
 
-def _refuse_complete(path: Path) -> None:
+def refuse_complete(path: Path) -> None:
     if is_store(path):
         raise InputError(f"{path}: holds a store already; name another one, or give --overwrite")
 

@@ -166,6 +166,7 @@ class Shard:
     ctf: CtfColumns
     group: np.ndarray
     norm: np.ndarray
+    scale: np.ndarray
     rotation: np.ndarray
     origin_px: np.ndarray
 
@@ -179,7 +180,7 @@ class Shard:
         images[list(read.bad)] = np.nan
         every = half_plane(self.store.box_px // 2)
         values = ctf(every.kx, every.ky, self.store.box_px, *(column[some] for column in self.ctf))
-        known = (array[some] for array in (self.group, self.norm, self.rotation, self.origin_px))
+        known = (array[some] for array in (self.group, self.norm, self.scale, self.rotation, self.origin_px))
         return Batch(images, values, *known), dict(read.bad)
 
 
@@ -188,15 +189,17 @@ def shard_size(count: int) -> int:
     return min(max(math.ceil(count / _SHARDS_PER_HALF), _SMALLEST_SHARD), _LARGEST_SHARD)
 
 
-def cut_shards(data: Dataset, half: int, norm: np.ndarray, rotation: np.ndarray, origin_px: np.ndarray) -> list[Shard]:
-    """The shards of a half: a function of the data set alone. norm, rotation, origin_px: (n, ...) of all particles."""
+def cut_shards(
+    data: Dataset, half: int, norm: np.ndarray, scale: np.ndarray, rotation: np.ndarray, origin_px: np.ndarray
+) -> list[Shard]:
+    """The shards of a half: a function of the data set alone. The arrays, (n, ...), are those of all particles."""
     every = data.rows_of(half)
     size = shard_size(len(every))
     shards = []
     for index, first in enumerate(range(0, len(every), size)):
         rows = every[first : first + size]
         columns = CtfColumns(*(column[rows] for column in data.ctf))
-        known = (array[rows] for array in (data.groups, norm, rotation, origin_px))
+        known = (array[rows] for array in (data.groups, norm, scale, rotation, origin_px))
         shards.append(Shard(f"{half}-{index}", data.store, rows, columns, *known))
     return shards
 

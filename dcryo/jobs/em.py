@@ -122,9 +122,7 @@ def iterate(
     return Iteration(maps, (Half(sums[0][0], sums[0][1], results[0]), Half(sums[1][0], sums[1][1], results[1])))
 
 
-def maximise(
-    volumes: Sequence[Sequence[graph.Task]], operators: np.ndarray, shell_max: int, mask: np.ndarray
-) -> Maps:
+def maximise(volumes: Sequence[Sequence[graph.Task]], operators: np.ndarray, shell_max: int, mask: np.ndarray) -> Maps:
     """Tasks from the slabs of the two halves' sums to their maps: a `Maps` whose items are tasks."""
     box = mask.shape[0]
     accumulators = [

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -15,7 +15,8 @@ from dcryo.data import cs, mrc, stacks, star
 from dcryo.data.contents import describe_path
 from dcryo.data.particles import Particles
 from dcryo.data.run import Run
-from dcryo.data.store import Store, Writer, create, is_store, open_store
+from dcryo.data.store import ImageType, Store, is_store, open_store
+from dcryo.data.store_writer import Writer, create
 from dcryo.errors import InputError, RunError
 from dcryo.jobs.options import JobOptions, OutOptions, argument
 
@@ -35,7 +36,7 @@ class ImportOptions(OutOptions):
     root: Path | None = Field(
         None, description="directory that relative stack names start from (default: found above the source)"
     )
-    dtype: Literal["float16", "float32"] = Field("float16", description="how images are kept")
+    dtype: ImageType = Field("float16", description="how images are kept")
     skip_missing: bool = Field(
         False, description="quarantine particles whose image is not there, do not refuse"
     )
@@ -47,9 +48,7 @@ class ExportOptions(JobOptions):
     source: Path = argument("store, selection or run directory")
     out: Path = Field(description="file to write; its name ends in .star or .cs")
     stack: bool = Field(False, description="write the images too, beside OUT, and point to them")
-    dtype: Literal["float32", "float16"] = Field(
-        "float32", description="type of the images written (mode 2 or 12)"
-    )
+    dtype: ImageType = Field("float32", description="type of the images written (mode 2 or 12)")
     overwrite: bool = Field(False, description="replace the files")
 
 
@@ -64,16 +63,13 @@ class ImportResult:
     """The store, and what was left out: data row in the source (from 1), image, reason."""
 
     store: Store
-    quarantined: list[dict[str, object]]
+    quarantined: list[dict[str, Any]]
 
     def summary(self) -> str:
         lines = [f"{self.store.path}: {self.store.n} particles, box {self.store.box_px} px"]
         if self.quarantined:
-            lines.append(f"{len(self.quarantined)} left out:")
-            lines += [
-                f"  row {left['row']}, {left['image']}: {left['reason']}" for left in self.quarantined[:10]
-            ]
-            lines += [f"  and {len(self.quarantined) - 10} more"] if len(self.quarantined) > 10 else []
+            reasons = {int(left["row"]) - 1: str(left["reason"]) for left in self.quarantined}
+            lines += [f"{len(reasons)} rows of the source left out:", *stacks.summarise(reasons)]
         return "\n".join(lines)
 
 
@@ -91,8 +87,8 @@ class ExportResult:
         lines = [
             f"{self.path}: {self.particles} particles" + (f", images in {self.stack}" if self.stack else "")
         ]
-        lines += [f"  row {row + 1} left out: {reason}" for row, reason in list(self.left_out.items())[:10]]
-        lines += [f"  and {len(self.left_out) - 10} more"] if len(self.left_out) > 10 else []
+        if self.left_out:
+            lines += [f"{len(self.left_out)} rows left out:", *stacks.summarise(self.left_out)]
         return "\n".join(lines)
 
 
@@ -119,7 +115,7 @@ def import_particles(options: ImportOptions, *, progress: Callable[..., None] = 
         raise InputError(f"--out {options.out}: a store's name ends in .zarr")
     particles = _read_table(options.source, *options.passthrough)
     sources = stacks.find(particles, options.source, root=options.root, skip_missing=options.skip_missing)
-    particles = _with_pixel_size(particles, sources, options.source)
+    particles = _with_sizes(particles, sources, options.source)
     pixel_sizes_A = particles.optics_of("pixel_size_A")
     if len(np.unique(pixel_sizes_A)) > 1:
         progress(
@@ -179,19 +175,27 @@ def export_particles(options: ExportOptions, *, progress: Callable[..., None] = 
     for path in filter(None, (options.out, stack)):
         if path.exists() and not options.overwrite:
             raise InputError(f"{path}: is there already; name another, or give --overwrite")
-    particles, store, rows = _exported(options)
-    left_out: dict[int, str] = {}
+    particles, store, rows = _exported(options.source)
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    left_out: dict[int, str] = {}
     if stack is not None:
-        assert store is not None
+        if store is None:
+            raise InputError(
+                f"{options.source}: none of the inputs that its run.json names is a store that is there, so "
+                "there are "
+                "no images for --stack; repeat this in the directory that the run was started in"
+            )
         left_out = _write_stack(stack, store, rows, options.dtype, progress)
-        particles = particles.replace(
-            image_path=np.full(len(particles), str(stack)), image_index=np.arange(len(particles))
-        ).take(np.setdiff1d(np.arange(len(particles)), np.fromiter(left_out, np.int64)))
-        if len(particles) == 0:
+        if len(left_out) == len(particles):
             raise RunError(
                 f"{options.source}: no image could be read; the first: {next(iter(left_out.values()))}"
             )
+        particles = _pointing_to(stack, particles, left_out)
+    elif options.out.suffix == ".star" and (particles.columns.get("image_sign", np.ones(1)) < 0).any():
+        progress(
+            "particles are dark on white in their stacks, which STAR cannot say: give --stack to write them "
+            "anew"
+        )
     writers[options.out.suffix](options.out, particles)
     return ExportResult(options.out, stack, len(particles), left_out)
 
@@ -215,15 +219,20 @@ def _read_table(source: Path, *passthrough: Path) -> Particles:
     return particles
 
 
-def _with_pixel_size(particles: Particles, sources: stacks.Sources, source: Path) -> Particles:
-    """The optics table's pixel size, or the stack's where the table has none (headers are not trusted)."""
+def _with_sizes(particles: Particles, sources: stacks.Sources, source: Path) -> Particles:
+    """The particles with the box of the stacks, and their pixel size where the optics table has none.
+
+    A pixel size of the table stands against that of the stacks: headers are not trusted.
+    """
+    n_groups = particles.n_groups
+    if "box_px" not in particles.optics:
+        particles = particles.replace_optics(box_px=np.full(n_groups, sources.box_px))
     if "pixel_size_A" in particles.optics:
         return particles
     if sources.voxel_size_A <= 0:
         raise InputError(
             f"{source}: says no pixel size, nor do its stacks; add rlnImagePixelSize to its optics table"
         )
-    n_groups = int(particles["optics_row"].max()) + 1
     return particles.replace_optics(pixel_size_A=np.full(n_groups, sources.voxel_size_A))
 
 
@@ -257,11 +266,9 @@ def _fill(
         rows = present[at : at + len(shard) - filled]
         bad: dict[int, str] = {}
         for positions, images, unread in sources.read(rows, writer.chunk_images):
-            found = stacks.defects(images) | unread
+            found = stacks.defects(images, shard.dtype.name, writer.scale) | unread
             if writer.scale != 1:
-                images = images / np.float32(writer.scale)
-            if shard.dtype == np.float16:
-                found = stacks.float16_defects(images) | found
+                images /= np.float32(writer.scale)
             with np.errstate(over="ignore", invalid="ignore"):
                 shard[filled + positions] = images
             bad |= {int(positions[place]): reason for place, reason in found.items()}
@@ -276,9 +283,8 @@ def _fill(
     return filled, at, left_out
 
 
-def _exported(options: ExportOptions) -> tuple[Particles, Store | None, np.ndarray]:
-    """The particles to write, the store with their images, and their rows in it."""
-    source = options.source
+def _exported(source: Path) -> tuple[Particles, Store | None, np.ndarray]:
+    """The particles to write, the store with their images if it is known, and their rows in it."""
     if is_store(source):
         store = open_store(source)
         return store.particles(), store, np.arange(store.n)
@@ -286,27 +292,16 @@ def _exported(options: ExportOptions) -> tuple[Particles, Store | None, np.ndarr
     if not table.is_file():
         raise InputError(f"{source}: neither a store nor a run directory with particles.star")
     particles = star.read_particles(table)
-    recorded = [Path(row["path"]) for row in Run.open(source).record["inputs"]]
-    path = next(filter(is_store, recorded), None)
+    path = next(filter(is_store, (Path(row["path"]) for row in Run.open(source).record["inputs"])), None)
     if path is None:
-        if options.stack:
-            named = ", ".join(map(str, recorded)) or "none"
-            raise InputError(
-                f"{source}: no store among its inputs ({named}) is there, so there are no images for "
-                "--stack; run it "
-                "in the directory that the run was started in"
-            )
         return particles, None, np.empty(0, np.int64)
     store = open_store(path)
     known = store.particles()
     rows = _rows_of(particles, known)
     if rows.min(initial=0) < 0:
         row = int(np.argmin(rows))
-        raise InputError(
-            f"{table}, row {row + 1}: {particles['image_index'][row] + 1}@{particles['image_path'][row]} is "
-            "not in "
-            f"the store {path} that the run names"
-        )
+        name = f"{particles['image_index'][row] + 1:06d}@{particles['image_path'][row]}"
+        raise InputError(f"{table}, row {row + 1}: {name} is not in {path}, the store that the run names")
     return _with_columns_of(particles, known.take(rows)), store, rows
 
 
@@ -341,8 +336,17 @@ def _write_star(path: Path, particles: Particles) -> None:
     star.write_particles(path, particles, None)
 
 
+def _pointing_to(stack: Path, particles: Particles, left_out: dict[int, str]) -> Particles:
+    """The particles but those left out, with their images in `stack`, in order and white on dark."""
+    n = len(particles)
+    particles = particles.replace(
+        image_path=np.full(n, str(stack)), image_index=np.arange(n), image_sign=np.ones(n, np.int8)
+    )
+    return particles.take(np.setdiff1d(np.arange(n), np.fromiter(left_out, np.int64)))
+
+
 def _write_stack(
-    path: Path, store: Store, rows: np.ndarray, dtype: str, progress: Callable[..., None]
+    path: Path, store: Store, rows: np.ndarray, dtype: ImageType, progress: Callable[..., None]
 ) -> dict[int, str]:
     """Write the images of `rows` as a stack; returns position -> reason of those that could not be read."""
     left_out: dict[int, str] = {}
@@ -350,10 +354,6 @@ def _write_stack(
         for start in range(0, len(rows), store.chunk_images):
             batch = store.read(rows[start : start + store.chunk_images])
             left_out |= {start + position: reason for position, reason in batch.bad.items()}
-            if dtype == "float16" and np.abs(batch.images).max() > stacks.FLOAT16_LARGEST:
-                raise RunError(
-                    f"{path}: a pixel of images {start + 1} and on is too large for float16; use float32"
-                )
             writer.write(start, batch.images)
             progress(f"wrote {start + len(batch.images)} of {len(rows)} images", end="\r")
     return left_out

@@ -92,7 +92,7 @@ def _maps(data: Dataset, group: np.ndarray, mask: np.ndarray, cluster: Cluster) 
     for half in (1, 2):
         outs = [
             graph.call(back_project_shard, shard, name=f"back-project-{shard.name}", parts=slabs + 1)
-            for shard in cut_shards(data, half, ones, data.rotation, data.origin_px)
+            for shard in cut_shards(data, half, ones, ones, data.rotation, data.origin_px)
         ]
         volumes.append(
             [graph.tree_sum([out[part] for out in outs], name=f"half{half}-slab{part}") for part in range(slabs)]

@@ -80,8 +80,8 @@ class State:
     """All that one iteration hands to the next; an iteration is a function of this, the data and the options.
 
     references: (2, D, D, D) float32, not masked; noise_power: (2, G, D // 2 + 1); rotation (n, 3, 3), origin_px (n, 2),
-    norm, log_likelihood, max_probability, significant (n,): of all particles; shell: resolution the next search uses;
-    best_shell: finest crossing so far; stalled: iterations since; last: the next iteration is the final one.
+    norm, scale, log_likelihood, max_probability, significant (n,): of all particles; shell: resolution of the next
+    search; best_shell: finest crossing so far; stalled: iterations since; last: the next iteration is the final one.
     """
 
     iteration: int
@@ -90,6 +90,7 @@ class State:
     rotation: np.ndarray
     origin_px: np.ndarray
     norm: np.ndarray
+    scale: np.ndarray
     log_likelihood: np.ndarray
     max_probability: np.ndarray
     significant: np.ndarray
@@ -100,7 +101,7 @@ class State:
 
 
 _ARRAYS = (
-    "references", "noise_power", "rotation", "origin_px", "norm", "log_likelihood", "max_probability", "significant",
+    "references", "noise_power", "rotation", "origin_px", "norm", "scale", "log_likelihood", "max_probability", "significant",
 )  # fmt: skip
 _FIGURES = ("shell", "best_shell", "stalled", "last")
 
@@ -176,7 +177,7 @@ def _first_state(job: _Job, reference: np.ndarray, cluster: Cluster) -> State:
     lowpassed = filters.lowpass(reference, job.pixel_size_A, options.initial_lowpass_A)
     n = len(data.particles)
     blank = np.zeros((n, 2))
-    shards = [cut_shards(data, half, np.ones(n), data.rotation, blank) for half in (1, 2)]
+    shards = [cut_shards(data, half, np.ones(n), np.ones(n), data.rotation, blank) for half in (1, 2)]
     powers = [
         graph.call(em.mean_power, own, data.n_groups, _SPECTRUM_PARTICLES, name=f"power-{half}")
         for half, own in enumerate(shards, start=1)
@@ -188,6 +189,7 @@ def _first_state(job: _Job, reference: np.ndarray, cluster: Cluster) -> State:
         rotation=np.tile(np.eye(3), (n, 1, 1)),
         origin_px=blank,
         norm=np.ones(n),
+        scale=np.ones(n),
         log_likelihood=np.zeros(n),
         max_probability=np.zeros(n),
         significant=np.zeros(n, dtype=np.int64),
@@ -222,7 +224,9 @@ def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Prog
     shell_max = nyquist if state.last else min(state.shell + headroom, nyquist)
     search = _search(job, state)
     made = em.iterate(
-        shards=_both(cut_shards(job.data, half, state.norm, state.rotation, state.origin_px) for half in (1, 2)),
+        shards=_both(
+            cut_shards(job.data, half, state.norm, state.scale, state.rotation, state.origin_px) for half in (1, 2)
+        ),
         references=_both(reference * job.mask for reference in state.references),
         settings=_both(em.Setting(search, noise, shell_max, job.operators) for noise in state.noise_power),
         mask=job.mask,
@@ -235,7 +239,7 @@ def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Prog
     updated = _update(job, state, made, shell_max)
     for half, result in enumerate(made.halves, start=1):
         run.quarantine(left_out_rows(job.data, half, [shard.left_out for shard in result.shards]))
-    figures = _figures(job, state, updated, made, search) | {"seconds": round(time.monotonic() - started, 2)}
+    figures = _figures(job, state, updated, made, search, shell_max) | {"seconds": round(time.monotonic() - started, 2)}
     run.iteration(figures)
     progress(
         f"iteration {number}: {figures['resolution_A']:.2f} A, {figures['search']} search at "
@@ -259,10 +263,11 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
         usable = rows[poses.usable]
         for name in columns:
             columns[name][usable] = getattr(poses, name)[poses.usable]
+        columns["scale"][usable] /= np.mean(columns["scale"][usable])
         columns["norm"][usable] /= np.sqrt(np.mean(columns["norm"][usable] ** 2))
         seen = half.particles > 0
         noise[index, seen] = half.residual[seen] / half.particles[seen, None]
-    crossing = fsc.crossing(made.maps.fsc.masked[: shell_max + 1], fsc.GOLD_STANDARD)
+    crossing = _crossing(made, shell_max)
     better = crossing > state.best_shell + _PROGRESS_SHELLS
     stalled = 0 if better else state.stalled + 1
     number = state.iteration + 1
@@ -279,13 +284,17 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
     )
 
 
-def _figures(job: _Job, before: State, after: State, made: em.Iteration, search: Search) -> dict:
+def _crossing(made: em.Iteration, shell_max: int) -> float:
+    """Shell of the gold-standard resolution, among those that were back-projected: a mask spreads power past them."""
+    return fsc.crossing(made.maps.fsc.masked[: shell_max + 1], fsc.GOLD_STANDARD)
+
+
+def _figures(job: _Job, before: State, after: State, made: em.Iteration, search: Search, shell_max: int) -> dict:
     turned = rotations.angular_distance_deg(after.rotation, before.rotation, job.operators)
     moved = np.linalg.norm(after.origin_px - before.origin_px, axis=1)
-    crossing = fsc.crossing(made.maps.fsc.masked, fsc.GOLD_STANDARD)
     return {
         "iteration": after.iteration,
-        "resolution_A": resolution_A(crossing, job.box_px, job.pixel_size_A),
+        "resolution_A": resolution_A(_crossing(made, shell_max), job.box_px, job.pixel_size_A),
         "shell_max": search.finest.shell,
         "angular_step_deg": sampling.step_deg(search.finest.order),
         "shift_step_px": search.finest.shift_step_px,
@@ -309,6 +318,7 @@ def _write(job: _Job, state: State, made: em.Iteration, run: Run) -> RefineResul
         half=job.data.halves,
         class_number=np.ones(len(state.norm), dtype=np.int32),
         norm_correction=state.norm,
+        ctf_scale=job.data.ctf.ctf_scale * state.scale,
         log_likelihood=state.log_likelihood,
         max_probability=state.max_probability,
         significant_poses=state.significant,

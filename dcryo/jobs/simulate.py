@@ -40,9 +40,7 @@ class SimulateOptions(OutOptions, SeedOptions):
 
     model: str = argument("map (.mrc), atomic model (.pdb, .cif), or the word phantom")
     particles: int = Field(1000, gt=0, le=10**8, description="number of particles")
-    box_px: int | None = Field(
-        None, ge=16, le=2048, description="side of the images (default: the map's, or 128)"
-    )
+    box_px: int | None = Field(None, ge=16, le=2048, description="side of the images (default: the map's, or 128)")
     pixel_size_A: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="pixel size (default: the map's, or 2)"
     )
@@ -71,9 +69,7 @@ class SimulateOptions(OutOptions, SeedOptions):
     defocus_scatter_A: float = Field(
         100.0, ge=0, allow_inf_nan=False, description="spread of the particles' defocus in a micrograph"
     )
-    micrographs: int | None = Field(
-        None, gt=0, description="number of micrographs (default: one in 100 particles)"
-    )
+    micrographs: int | None = Field(None, gt=0, description="number of micrographs (default: one in 100 particles)")
     shift_sigma_px: float = Field(
         2.0,
         ge=0,
@@ -94,9 +90,7 @@ class SimulateOptions(OutOptions, SeedOptions):
     @model_validator(mode="after")
     def _consistent(self) -> "SimulateOptions":
         if self.defocus_max_A < self.defocus_min_A:
-            raise ValueError(
-                f"defocus_max_A {self.defocus_max_A:g} is below defocus_min_A {self.defocus_min_A:g}"
-            )
+            raise ValueError(f"defocus_max_A {self.defocus_max_A:g} is below defocus_min_A {self.defocus_min_A:g}")
         if self.model != PHANTOM and (self.symmetry.upper() != "C1" or self.diameter_A is not None):
             raise ValueError("symmetry and diameter are the phantom's; a map or an atomic model has its own")
         if self.assembly is not None and (self.model == PHANTOM or self.model.lower().endswith(MAP_ENDINGS)):
@@ -250,15 +244,11 @@ def _write_images(
     with mrc.StackWriter(path, n, microscope.box_px, microscope.pixel_size_A, options.dtype) as writer:
         for start in range(0, n, CHUNK_IMAGES):
             part = truth.take(slice(start, min(start + CHUNK_IMAGES, n)))
-            writer.write(
-                start, simulation.images(prepared, microscope, part, start, options.seed, noise_sigma)
-            )
+            writer.write(start, simulation.images(prepared, microscope, part, start, options.seed, noise_sigma))
             progress(f"simulated {start + len(part.half)} of {n} particles", end="\r")
 
 
-def _write_tables(
-    result: SimulateResult, microscope: Microscope, truth: Truth, micrograph: NDArray[np.int64]
-) -> None:
+def _write_tables(result: SimulateResult, microscope: Microscope, truth: Truth, micrograph: NDArray[np.int64]) -> None:
     n = len(micrograph)
     optics = {
         "name": np.array(["opticsGroup1"]),

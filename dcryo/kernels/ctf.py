@@ -73,9 +73,7 @@ def _evaluate(kx: np.ndarray, ky: np.ndarray, table: np.ndarray) -> np.ndarray:
         for p in range(kx.size):
             x2, y2 = kx[p] * kx[p], ky[p] * ky[p]
             k2 = x2 + y2
-            gamma = (
-                isotropic * k2 + along * (x2 - y2) + across * 2.0 * kx[p] * ky[p] + quartic * k2 * k2 + offset
-            )
+            gamma = isotropic * k2 + along * (x2 - y2) + across * 2.0 * kx[p] * ky[p] + quartic * k2 * k2 + offset
             value = -scale * math.sin(gamma)
             if envelope != 0.0:
                 value *= math.exp(envelope * k2)

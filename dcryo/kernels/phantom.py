@@ -104,9 +104,7 @@ def _lobes(rng: np.random.Generator, operators: Vectors, radius_A: float) -> tup
     return best
 
 
-def _fold(
-    rng: np.random.Generator, operators: Vectors, lobes: tuple[Vectors, Vectors], residues: int
-) -> list[Vectors]:
+def _fold(rng: np.random.Generator, operators: Vectors, lobes: tuple[Vectors, Vectors], residues: int) -> list[Vectors]:
     """Alpha-carbon traces of the asymmetric unit, each (L, 3); a new one starts where the last is stuck."""
     placed = np.empty((residues + 64, 3))
     count, stuck, helix = 0, 0, True

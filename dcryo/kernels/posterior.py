@@ -257,20 +257,19 @@ def accumulate(
     """Back-project one image with its posterior weights, and measure how well the reference fits it.
 
     accumulator: as in `slices.insert`, changed in place; posterior: (pairs,) float64, weights of the candidate pairs.
-    Returns (shell_max + 1,) float64: per shell, the posterior mean of 2 Re <Y, S> - <W, |S|^2>, which times v is the
-    power that the reference explains.
+    Returns (2, shell_max + 1) float64: the posterior means of Re <Y, S> and of <W, |S|^2> per shell.
     """
-    explained = np.zeros(pixels.shell_max + 1)
+    fit = np.zeros((2, pixels.shell_max + 1))
     scaled = (rotations * PADDING).astype(np.float32)
     _accumulate(
         accumulator, prepared, scaled, candidates.start, candidates.shift, posterior.astype(np.float32), shifted, weights,
-        pixels.kx, pixels.ky, pixels.shell, explained,
+        pixels.kx, pixels.ky, pixels.shell, fit,
     )  # fmt: skip
-    return explained
+    return fit
 
 
 @njit(nogil=True, cache=True)
-def _accumulate(accumulator, prepared, scaled, start, shift, posterior, shifted, weights, kx, ky, shell, explained):  # type: ignore[no-untyped-def]
+def _accumulate(accumulator, prepared, scaled, start, shift, posterior, shifted, weights, kx, ky, shell, fit):  # type: ignore[no-untyped-def]
     count = len(kx)
     piece = np.empty(count, dtype=np.complex64)
     image = np.empty(count, dtype=np.complex64)
@@ -287,5 +286,6 @@ def _accumulate(accumulator, prepared, scaled, start, shift, posterior, shifted,
             weight[p] = total * weights[p]
             cross = image[p].real * piece[p].real + image[p].imag * piece[p].imag
             power = piece[p].real * piece[p].real + piece[p].imag * piece[p].imag
-            explained[shell[p]] += 2 * cross - weight[p] * power
+            fit[0, shell[p]] += cross
+            fit[1, shell[p]] += weight[p] * power
         insert_one(accumulator, scaled[r], image, weight, kx, ky, count)

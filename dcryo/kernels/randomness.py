@@ -13,6 +13,4 @@ def generator(seed: int, stream: str, counter: int) -> np.random.Generator:
     cipher (Salmon et al., SC 2011) and `counter` the top word of its 256-bit counter.
     """
     digest = hashlib.blake2b(f"{int(seed)}/{stream}".encode(), digest_size=16).digest()
-    return np.random.Generator(
-        np.random.Philox(key=int.from_bytes(digest, "little"), counter=int(counter) << 192)
-    )
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"), counter=int(counter) << 192))

@@ -42,11 +42,11 @@ def half_plane(shell_max: int) -> HalfPlane:
     keep = (shell <= shell_max) & ((kx > 0) | (ky >= 0))
     kx, ky, shell = kx[keep], ky[keep], shell[keep]
     order = np.lexsort((np.arctan2(ky, kx), shell))
-    arrays = [a[order].astype(np.int32) for a in (kx, ky, shell)]
-    start = np.searchsorted(arrays[2], np.arange(shell_max + 2)).astype(np.int64)
-    for array in (*arrays, start):
+    kx, ky, shell = (array[order].astype(np.int32) for array in (kx, ky, shell))
+    start = np.searchsorted(shell, np.arange(shell_max + 2)).astype(np.int64)
+    for array in (kx, ky, shell, start):
         array.setflags(write=False)
-    return HalfPlane(shell_max, *arrays, start)
+    return HalfPlane(shell_max, kx, ky, shell, start)
 
 
 def shell_number(radius: np.ndarray) -> np.ndarray:

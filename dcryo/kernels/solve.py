@@ -14,17 +14,22 @@ from dcryo.kernels import fft
 from dcryo.kernels.shells import shell_number
 from dcryo.kernels.slices import PADDING, gridding_correction, half_width
 
-# Voxels that hardly any slice touched are not divided by almost nothing (the floor RELION uses as well).
-_WEIGHT_FLOOR = 1e-3
+# Prior of an unfiltered map: that of a signal this many times the noise of a voxel of mean weight. It spares a map the
+# noise of voxels that hardly any slice touched and leaves all others alone.
+NEUTRAL_PRECISION = 0.3
 # An FSC of exactly one would ask for no regularisation at all.
 _FSC_MAX = 0.999
 
 
 def complete(accumulator: np.ndarray, operators: np.ndarray) -> np.ndarray:
-    """Sums of all slices, their Friedel mates and their symmetry mates.
+    """Sums of all slices, their Friedel mates and their symmetry mates, with smooth weights.
 
     accumulator: volume_shape + (3,) float32; operators: (G, 3, 3), the group, identity included. Returns a new array of
     the same shape. Mates off the grid are read by trilinear interpolation.
+
+    Each weight is averaged with its neighbours, as far as a slice's pixel reaches. Cropping the padded map to its box
+    averages the data in the same way, and the ratio of an average and a single voxel's weight is noisier than that of
+    two averages (the idea behind the iterated weights of Jackson et al. 1991).
     """
     friedel = accumulator.copy()
     plane = accumulator[:, :, 0]
@@ -32,10 +37,22 @@ def complete(accumulator: np.ndarray, operators: np.ndarray) -> np.ndarray:
     friedel[:, :, 0, 0] += mates[..., 0]
     friedel[:, :, 0, 1] -= mates[..., 1]
     friedel[:, :, 0, 2] += mates[..., 2]
-    if len(operators) == 1:
-        return friedel
-    out = np.zeros_like(friedel)
-    _symmetrise(friedel, np.ascontiguousarray(operators, dtype=np.float32), out)
+    out = friedel
+    if len(operators) > 1:
+        out = np.zeros_like(friedel)
+        _symmetrise(friedel, np.ascontiguousarray(operators, dtype=np.float32), out)
+    out[..., 2] = _smoothed(out[..., 2])
+    return out
+
+
+def _smoothed(weights: np.ndarray) -> np.ndarray:
+    """Weights convolved with (1/4, 1/2, 1/4) along each axis; they are even, so the plane x = -1 is that of x = 1."""
+    behind = np.roll(weights[::-1, ::-1, 1:2], (1, 1), axis=(0, 1))
+    wide = np.concatenate([behind, weights, weights[:, :, -1:]], axis=2)
+    out = (wide[:, :, :-2] + wide[:, :, 2:]) / 4 + weights / 2
+    for axis in (0, 1):
+        # The cube wraps round at its rim, beyond the sphere in use.
+        out = (np.roll(out, 1, axis) + np.roll(out, -1, axis)) / 4 + out / 2
     return out
 
 
@@ -99,21 +116,23 @@ def prior_precision(fsc: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return weights * (1 - bounded) / bounded
 
 
+def neutral_precision(weights: np.ndarray) -> np.ndarray:
+    """1 / tau^2 per shell for a map that is not filtered: a fixed part of the mean weights (S,)."""
+    return NEUTRAL_PRECISION * weights
+
+
 def divide(accumulator: np.ndarray, precision: np.ndarray, box_px: int) -> np.ndarray:
     """The map of an accumulator from `complete`.
 
-    precision: (shell_max + 1,) 1 / tau^2 per shell; zeros give the plain weighted average. Voxels past shell_max are
-    zero. Returns (D, D, D) float32.
+    precision: (shell_max + 1,) 1 / tau^2 per shell. Voxels past shell_max, and those that nothing touched, are zero.
+    Returns (D, D, D) float32.
     """
     shell_max = len(precision) - 1
     if half_width(shell_max) + 1 != accumulator.shape[2]:
         raise ValueError(f"precision for {shell_max} shells does not fit an accumulator {accumulator.shape}")
     shells = _shell_volume(accumulator.shape[:3], shell_max)
-    floor = _WEIGHT_FLOOR * mean_weights(accumulator, shell_max)
-    outside = np.array([np.inf])
-    floor_of = np.concatenate([floor, outside]).astype(np.float32)
-    precision_of = np.concatenate([precision, outside]).astype(np.float32)
-    denominator = np.maximum(accumulator[..., 2], floor_of[shells]) + precision_of[shells]
+    precision_of = np.concatenate([precision, [np.inf]]).astype(np.float32)
+    denominator = accumulator[..., 2] + precision_of[shells]
     transform = np.zeros(accumulator.shape[:3], dtype=np.complex64)
     np.divide(accumulator[..., 0], denominator, out=transform.real, where=denominator > 0)
     np.divide(accumulator[..., 1], denominator, out=transform.imag, where=denominator > 0)

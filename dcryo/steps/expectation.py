@@ -15,6 +15,9 @@ from dcryo.kernels.rotations import angle_between_deg, mean_rotation
 from dcryo.kernels.shells import HalfPlane, half_plane, pack, shell_sums
 from dcryo.steps.search import Search
 
+# A particle's scale is taken to be 1 give or take 0.3, which counts as much as this much of <W, |S|^2>.
+_SCALE_PRIOR = 1 / 0.3**2
+
 # Images whose scores are held at once; a grid of all rotations and shifts has some million scores per image.
 _SCORED_TOGETHER = 8
 
@@ -36,6 +39,7 @@ class Poses(NamedTuple):
     """What an iteration learns of each of n particles.
 
     rotation: (n, 3, 3); origin_px: (n, 2); norm: (n,) root mean square of the residual in units of the noise model;
+    scale: (n,) amplitude of the particle's signal in units of the reference;
     log_likelihood: (n,) of the best pose, relative to an empty image; max_probability: (n,);
     significant: (n,) number of poses that hold the posterior; usable: (n,) bool, False where the image gave no finite
     score and was left out of the sums.
@@ -44,6 +48,7 @@ class Poses(NamedTuple):
     rotation: np.ndarray
     origin_px: np.ndarray
     norm: np.ndarray
+    scale: np.ndarray
     log_likelihood: np.ndarray
     max_probability: np.ndarray
     significant: np.ndarray
@@ -54,13 +59,15 @@ class Batch(NamedTuple):
     """Images and what is known of them before the step.
 
     images: (n, D, D) float32; ctf: (n, P) float32 on `half_plane(D // 2)`; group: (n,) int, row of the noise spectra;
-    norm: (n,) divides the image; rotation: (n, 3, 3) and origin_px: (n, 2), the last poses, around which is searched.
+    norm: (n,) divides the image; scale: (n,) multiplies the CTF; rotation: (n, 3, 3) and origin_px: (n, 2), the last
+    poses, around which is searched.
     """
 
     images: np.ndarray
     ctf: np.ndarray
     group: np.ndarray
     norm: np.ndarray
+    scale: np.ndarray
     rotation: np.ndarray
     origin_px: np.ndarray
 
@@ -154,7 +161,7 @@ def _model(batch: Batch, noise_power: np.ndarray, pixels: HalfPlane) -> _Model:
     count = len(pixels.kx)
     variance = noise_power[batch.group] / 2
     inverse = (1 / variance).astype(np.float32)[:, pixels.shell]
-    ctf = batch.ctf[:, :count]
+    ctf = batch.ctf[:, :count] * batch.scale[:, None].astype(np.float32)
     moved = posterior.shift_phases(pixels, batch.origin_px, box, count)
     return _Model(packed[:, :count] * ctf * inverse * moved, ctf**2 * inverse, _mean_power(every, packed), variance)
 
@@ -212,7 +219,7 @@ def _fold_one(
 ) -> tuple:
     box = batch.images.shape[-1]
     if coarse is None:
-        return batch.rotation[row], batch.origin_px[row], batch.norm[row], 0.0, 0.0, 0, False
+        return batch.rotation[row], batch.origin_px[row], batch.norm[row], batch.scale[row], 0.0, 0.0, 0, False
     candidates, scores = coarse
     for level in search.levels[1:]:
         candidates = posterior.children(candidates)
@@ -233,25 +240,29 @@ def _fold_one(
     rotations = sampling.rotation_matrices(finest.order, candidates.pixel, candidates.psi, search.perturbation)
     shifts = candidates.shifts * finest.shift_step_px - finest.shift_offset_px
     shifted = model.data[row] * posterior.shift_phases(pixels, shifts, box, len(pixels.kx))
-    explained = posterior.accumulate(
+    fit = posterior.accumulate(
         sums.volume, reference, rotations, candidates, weights, shifted, model.weight[row], pixels
     )
-    norm = batch.norm[row] * _add_residual(sums, model, row, batch.group[row], explained, pixels, search.profile_scale)
+    if search.profile_scale:
+        # Of a reference of unknown grey scale nothing can be said to be explained.
+        norm, scale = _add_residual(sums, model, row, batch.group[row], np.zeros(1), pixels), 1.0
+    else:
+        norm = _add_residual(sums, model, row, batch.group[row], 2 * fit[0] - fit[1], pixels)
+        scale = batch.scale[row] * (fit[0].sum() + _SCALE_PRIOR) / (fit[1].sum() + _SCALE_PRIOR)
+    norm *= batch.norm[row]
     rotation, shift = _mean_pose(candidates, rotations, shifts, weights, sampling.step_deg(finest.order))
     origin = batch.origin_px[row] + shift
-    return rotation, origin, norm, float(scores.max()), float(weights.max()), len(weights), True
+    return rotation, origin, norm, scale, float(scores.max()), float(weights.max()), len(weights), True
 
 
-def _add_residual(
-    sums: Sums, model: _Model, row: int, group: int, explained: np.ndarray, pixels: HalfPlane, profile_scale: bool
-) -> float:
+def _add_residual(sums: Sums, model: _Model, row: int, group: int, explained: np.ndarray, pixels: HalfPlane) -> float:
     """Add what the reference leaves unexplained to the noise sums; returns its root mean square in noise units.
 
-    With a reference of unknown grey scale nothing can be said to be explained, and the power itself is the residual.
+    explained: (<= D // 2 + 1,) sum over the pixels of a shell of the power that the reference explains, in units of v.
     """
     residual = model.power[row].copy()
-    if not profile_scale:
-        residual[: len(explained)] -= explained / pixels.counts * model.variance[row, : len(explained)]
+    shells = len(explained)
+    residual[:shells] -= explained / pixels.counts[:shells] * model.variance[row, :shells]
     sums.residual[group] += residual
     sums.particles[group] += 1
     counts = half_plane(len(residual) - 1).counts

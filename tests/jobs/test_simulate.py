@@ -12,7 +12,6 @@ from dcryo.errors import InputError
 from dcryo.jobs.simulate import SimulateOptions, simulate
 from dcryo.kernels import slices
 from dcryo.kernels.density import gaussian_density
-from dcryo.kernels.filters import rescale_volume
 from dcryo.steps import simulation
 
 
@@ -93,25 +92,25 @@ def test_half_precision_stack(tmp_path):
     np.testing.assert_allclose(images[1], images[0], atol=4e-3)
 
 
-def test_a_map_is_taken_as_it_is_or_resampled(tmp_path):
+def test_a_map_is_taken_as_it_is_or_resampled_about_its_centre(tmp_path):
     source = tmp_path / "source.mrc"
-    volume = blobs(40, 4.0)[1:, :, 2:]  # neither cubic nor even
+    volume = blobs(40, 4.0)[1:, :, 1:]  # neither cubic nor even; its centre (n // 2) is where it was
     mrc.write_map(source, volume, 4.0)
     same = run(tmp_path / "a", str(source), box_px=None, pixel_size_A=None, particles=3)
     assert (same.box_px, same.pixel_size_A) == (40, 4.0)
-    found = mrc.read_map(same.truth_map).array
-    scale = found.max() / volume.max()
-    assert found[20, 20, 20] == pytest.approx(volume[19, 20, 19] * scale)  # centre on centre
-    finer = run(tmp_path / "b", str(source), box_px=64, pixel_size_A=2.5, particles=3)
-    resampled = mrc.read_map(finer.truth_map).array
-    expected = rescale_volume(found, 64)  # 40 * 4.0 = 64 * 2.5
-    assert np.corrcoef(resampled.ravel(), expected.ravel())[0, 1] > 0.9999
-    odd = run(tmp_path / "c", str(source), box_px=47, pixel_size_A=3.3, particles=3)
-    resampled = mrc.read_map(odd.truth_map).array
-    expected = blobs(47, 3.3)
-    assert np.corrcoef(resampled.ravel(), expected.ravel())[0, 1] < 0.999  # the blobs were cut by a voxel or two
-    offset = blobs(40, 4.0)[1:, :, 2:].shape
-    assert offset == (39, 40, 38)
+    for name, box, pixel in (("b", 64, 2.5), ("c", 47, 3.3), ("d", 30, 5.1), ("e", 52, 4.0)):
+        result = run(tmp_path / name, str(source), box_px=box, pixel_size_A=pixel, particles=3)
+        found, expected = mrc.read_map(result.truth_map), blobs(box, pixel)
+        assert found.array.shape == (box,) * 3 and found.voxel_size_A == pytest.approx(pixel)
+        assert np.corrcoef(found.array.ravel(), expected.ravel())[0, 1] > 0.9999
+
+
+def test_a_map_without_a_voxel_size_wants_one(tmp_path):
+    source = tmp_path / "source.mrc"
+    mrc.write_map(source, blobs(32, 5.0), 0.0)
+    with pytest.raises(InputError, match="--pixel-size"):
+        run(tmp_path / "out", str(source), pixel_size_A=None)
+    assert run(tmp_path / "out", str(source), particles=2).pixel_size_A == 5.0
 
 
 def test_an_atomic_model_is_centred_in_the_box(tmp_path, shared_data):

@@ -9,9 +9,7 @@ from dcryo.kernels.ctf import ctf, wavelength_A
 
 def test_wavelength_is_the_published_one():
     # Kirkland 2010, table 2.1.
-    np.testing.assert_allclose(
-        wavelength_A([100.0, 200.0, 300.0]), [0.0370144, 0.0250793, 0.0196875], rtol=2e-5
-    )
+    np.testing.assert_allclose(wavelength_A([100.0, 200.0, 300.0]), [0.0370144, 0.0250793, 0.0196875], rtol=2e-5)
 
 
 @settings(max_examples=60, deadline=None)
@@ -71,13 +69,7 @@ def test_defocus_u_lies_along_its_angle():
     at = {"box_px": 100, "pixel_size_A": 1.0, "voltage_kV": 300.0, "spherical_aberration_mm": 2.7}
     kx, ky = np.array([6, -8], dtype=np.int32), np.array([8, 6], dtype=np.int32)
     angle = np.degrees(np.arctan2(8, 6))
-    found = ctf(
-        kx, ky, defocus_u_A=20000, defocus_v_A=10000, defocus_angle_deg=angle, amplitude_contrast=0.1, **at
-    )
-    along_u = ctf(
-        kx, ky, defocus_u_A=20000, defocus_v_A=20000, defocus_angle_deg=0, amplitude_contrast=0.1, **at
-    )
-    along_v = ctf(
-        kx, ky, defocus_u_A=10000, defocus_v_A=10000, defocus_angle_deg=0, amplitude_contrast=0.1, **at
-    )
+    found = ctf(kx, ky, defocus_u_A=20000, defocus_v_A=10000, defocus_angle_deg=angle, amplitude_contrast=0.1, **at)
+    along_u = ctf(kx, ky, defocus_u_A=20000, defocus_v_A=20000, defocus_angle_deg=0, amplitude_contrast=0.1, **at)
+    along_v = ctf(kx, ky, defocus_u_A=10000, defocus_v_A=10000, defocus_angle_deg=0, amplitude_contrast=0.1, **at)
     np.testing.assert_allclose(found[0], [along_u[0, 0], along_v[0, 1]], atol=1e-6)

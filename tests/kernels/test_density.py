@@ -32,7 +32,7 @@ def test_transform_is_the_sum_over_atoms_up_to_nyquist(box, pixel):
 def test_whole_pixels_move_the_density_exactly():
     position, amplitude, bfactor = atoms(5, 6.0)
     there = gaussian_density(position, amplitude, bfactor + 40.0, 32, 1.0)
-    moved = gaussian_density(position + [3.0, -2.0, 1.0], amplitude, bfactor + 40.0, 32, 1.0)
+    moved = gaussian_density(position + np.array([3.0, -2.0, 1.0]), amplitude, bfactor + 40.0, 32, 1.0)
     np.testing.assert_allclose(moved, np.roll(there, (1, -2, 3), axis=(0, 1, 2)), atol=1e-4 * there.max())
 
 

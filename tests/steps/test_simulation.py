@@ -1,10 +1,15 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
-from naive_physics import blob_image
+from naive_physics import blob_image, ctf_value
 
 from dcryo.euler import matrix_from_euler
 from dcryo.kernels import fft, slices
+from dcryo.kernels.density import gaussian_density
+from dcryo.kernels.phantom import phantom
 from dcryo.kernels.shells import friedel_weights, half_plane, pack, shell_sums, unpack
+from dcryo.kernels.symmetry import operators
 from dcryo.steps import simulation
 from dcryo.steps.simulation import Microscope, Truth
 
@@ -53,7 +58,36 @@ def test_a_blob_lands_where_its_pose_and_shift_say(box, euler):
     truth = Truth(rotation[None], origin_px[None] * PIXEL, *(np.zeros(1) for _ in range(3)), np.ones(1, np.int8))
     image = simulation.images(prepared(blob_volume(centre, sigma, box)), perfect(box), truth, 0, 0, 0.0)[0]
     expected = blob_image((rotation @ centre)[:2] - origin_px, sigma, box)
-    np.testing.assert_allclose(image, expected, atol=0.01 * expected.max())
+    # Trilinear slices are corrected on average over views: along the axes they are some percent too bright.
+    np.testing.assert_allclose(image, expected, atol=0.04 * expected.max())
+    # To first order in its gradients, what is left is a shift of some hundredths of a pixel at most.
+    down, along = np.gradient(expected)
+    basis = np.stack([expected, down, along], axis=-1).reshape(-1, 3)
+    _, *shift = np.linalg.lstsq(basis, (image - expected).ravel())[0]
+    assert np.abs(shift).max() < 0.03
+
+
+def test_images_of_atoms_are_the_sum_over_atoms():
+    """From atoms to images with no volume between: turned, projected, shifted and modulated one by one."""
+    scope = microscope()
+    made = phantom(operators("C2"), 30.0)
+    density = gaussian_density(made.position_A, made.amplitude, made.bfactor_A2, BOX, PIXEL)
+    truth = simulation.draw_truth(scope, 3, simulation.micrograph_of(6, 2))
+    found = simulation.signal(prepared(density), scope, truth)
+    pixels = simulation.image_pixels(BOX)
+    k_1_A = np.stack([pixels.kx, pixels.ky], axis=1) / (BOX * PIXEL)
+    scattering = made.amplitude[0, 0] * np.exp(-made.bfactor_A2[0, 0] * np.sum(k_1_A**2, axis=1) / 4)
+    for i in range(6):
+        place_A = made.position_A @ truth.rotation[i, :2].T - truth.origin_A[i]
+        waves = np.exp(-2j * np.pi * k_1_A @ place_A.T).sum(axis=1)
+        u, v, angle = truth.defocus_u_A[i], truth.defocus_v_A[i], truth.defocus_angle_deg[i]
+        transfer = [ctf_value(*k, u, v, angle, 300.0, 2.7, 0.1) for k in k_1_A]
+        expected = scattering * waves * transfer / PIXEL**3
+        cross = shell_sums((found[i] * expected.conj()).real, pixels.start)
+        powers = shell_sums(np.abs(found[i]) ** 2, pixels.start), shell_sums(np.abs(expected) ** 2, pixels.start)
+        correlation = cross / np.sqrt(powers[0] * powers[1])
+        assert correlation[:20].min() > 0.99 and correlation.min() > 0.97
+        assert np.sum(powers[0]) == pytest.approx(np.sum(powers[1]), rel=0.05)
 
 
 def test_defocus_inverts_and_erases_bands_of_frequency():
@@ -65,7 +99,7 @@ def test_defocus_inverts_and_erases_bands_of_frequency():
         prepared(volume), perfect(), plain
     )
     profile = shell_sums(ratio.real, pixels.start)[0] / pixels.counts
-    assert profile[1] > 0.1 and profile.min() < -0.9 and np.abs(ratio.imag).max() < 1e-3
+    assert profile[1] > 0.2 and profile.min() < -0.8 and np.abs(ratio.imag).max() < 1e-3
 
 
 def test_images_do_not_depend_on_the_chunks_they_are_made_in():
@@ -75,9 +109,8 @@ def test_images_do_not_depend_on_the_chunks_they_are_made_in():
     truth = simulation.draw_truth(scope, 5, simulation.micrograph_of(23, 3))
 
     def made(cuts):
-        pieces = zip(cuts[:-1], cuts[1:], strict=True)
         return np.concatenate(
-            [simulation.images(density, scope, truth.take(slice(a, b)), a, 5, 2.0) for a, b in pieces]
+            [simulation.images(density, scope, truth.take(slice(a, b)), a, 5, 2.0) for a, b in pairwise(cuts)]
         )
 
     whole = made([0, 23])
@@ -123,7 +156,7 @@ def test_views_are_uniform_or_concentrated_as_asked():
     for kappa in (0.01, 3.0, 800.0, 5000.0):
         truth = simulation.draw_truth(microscope(preference=kappa), 0, micrograph)
         expected = 1 / np.tanh(kappa) - 1 / kappa
-        assert truth.rotation[:, 2, 2].mean() == pytest.approx(expected, abs=0.03)
+        assert truth.rotation[:, 2, 2].mean() == pytest.approx(expected, abs=0.06)
         np.testing.assert_allclose(np.linalg.det(truth.rotation), 1.0)
         np.testing.assert_allclose(truth.rotation[:, :2, 2].mean(axis=0), 0.0, atol=0.04)
 
