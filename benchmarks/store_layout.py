@@ -1,11 +1,11 @@
-"""Chunk and shard sizes of the particle store against a raw memory map: throughput, size on disk, number of
-files.
+"""Chunk and shard sizes of the particle store against a raw memory map: throughput, size on disk, number of files.
 
     python benchmarks/store_layout.py [--megabytes 256] [--folder DIR]
 
-Every figure is of noise, the worst case for compression, kept as float16 and read as float32, best of three.
-"Cold" means that the system was asked to drop the files from its cache first. Needs about three times
---megabytes on disk. The table goes into docs/decisions/001-store-layout.md.
+Images are noise, the worst case for compression, kept as float16 and read as float32. "/core" is MB of stored bytes per
+second of processor time, which other work on the machine disturbs least; the others are by the clock; best of three.
+"Cold" means that the system was asked to drop the files from its cache first. Needs about three times --megabytes on
+disk. The tables go into docs/decisions/001-store-layout.md.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,11 @@ from dcryo.data.store import Store
 
 MIB = 1 << 20
 BOXES_PX = (64, 128, 256)
-LAYOUTS_MIB = ((1, 128), (4, 128), (8, 32), (8, 128), (8, 256), (32, 128))
-BATCH = 64
+LAYOUTS_MIB = ((1, 128), (8, 32), (8, 128), (8, 256), (32, 128))
+BATCH_BYTES = 8 * MIB
+HEADER = (
+    "box px", "chunk", "shard", "write /core", "read cold", "read by 2", "read /core", "random /core", "files", "+%"
+)  # fmt: skip
 
 
 def noise(n: int, box_px: int) -> np.ndarray:
@@ -38,14 +42,14 @@ def noise(n: int, box_px: int) -> np.ndarray:
 
 
 def make_store(path: Path, images: np.ndarray) -> tuple[Store, float]:
-    """The store of `images` and the seconds that it took to write them."""
+    """The store of `images` and the processor's seconds that it took to write them."""
     n, box_px, _ = images.shape
     shutil.rmtree(path, ignore_errors=True)
     writer = store_writer.create(path, n_images=n, box_px=box_px, pixel_size_A=1.0)
-    began = time.perf_counter()
+    began = time.process_time()
     for start in range(0, n, writer.shard_images):
         writer.write(images[start : start + writer.shard_images], {})
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     columns = {
         "image_path": np.full(n, "stack.mrcs"),
         "image_index": np.arange(n),
@@ -63,14 +67,18 @@ def drop_from_cache(path: Path) -> None:
         os.close(descriptor)
 
 
-def seconds(job: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
+def seconds(
+    job: Callable[[], object],
+    before: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Best of three."""
     found = []
     for _ in range(3):
         before()
-        began = time.perf_counter()
+        began = clock()
         job()
-        found.append(time.perf_counter() - began)
+        found.append(clock() - began)
     return min(found)
 
 
@@ -86,20 +94,22 @@ def in_two_threads(read: Callable[[np.ndarray], object], pieces: list[np.ndarray
         thread.join()
 
 
-def rates(
-    read: Callable[[np.ndarray], object], path: Path, n: int, image_bytes: int, batch: int
-) -> list[str]:
-    """MB/s of the stored bytes: in order (cold and warm), in order by two threads, and random rows."""
+def rates(read: Callable[[np.ndarray], object], path: Path, n: int, image_bytes: int, batch: int) -> list[str]:
+    """MB/s of the stored bytes: in order cold, in order by two threads; per core in order, and random rows."""
     rows = np.arange(n)
     pieces = [rows[start : start + batch] for start in range(0, n, batch)]
-    random = np.random.Generator(np.random.Philox(key=1)).permutation(n)[: max(BATCH, n // 8)]
+    random = np.random.Generator(np.random.Philox(key=1)).permutation(n)[: n // 8]
     megabytes = n * image_bytes / 1e6
-    in_order = lambda: [read(piece) for piece in pieces]  # noqa: E731
+
+    def in_order() -> None:
+        for piece in pieces:
+            read(piece)
+
     found = [
         megabytes / seconds(in_order, lambda: drop_from_cache(path)),
-        megabytes / seconds(in_order),
         megabytes / seconds(lambda: in_two_threads(read, pieces)),
-        len(random) * image_bytes / 1e6 / seconds(lambda: read(random)),
+        megabytes / seconds(in_order, clock=time.process_time),
+        megabytes / 8 / seconds(lambda: read(random), clock=time.process_time),
     ]
     return [f"{rate:.0f}" for rate in found]
 
@@ -113,13 +123,13 @@ def measure_layouts(box_px: int, folder: Path, megabytes: int) -> None:
     n = megabytes * MIB // image_bytes
     images = noise(n, box_px)
     raw = folder / "raw.f16"
-    began = time.perf_counter()
+    began = time.process_time()
     with raw.open("wb") as file:
         file.write(images.data)
         os.fsync(file.fileno())
-    written = time.perf_counter() - began
+    written = time.process_time() - began
     mapped = np.memmap(raw, np.float16, "r", shape=images.shape)
-    batch = store_writer.layout(box_px, "float16")[0]
+    batch = BATCH_BYTES // image_bytes
     figures = rates(lambda rows: mapped[rows].astype(np.float32), raw, n, image_bytes, batch)
     row(box_px, "memory map", "", f"{n * image_bytes / 1e6 / written:.0f}", *figures, 1, "0.00")
     for chunk_mib, shard_mib in LAYOUTS_MIB:
@@ -142,30 +152,46 @@ def measure_layouts(box_px: int, folder: Path, megabytes: int) -> None:
     raw.unlink()
 
 
+def measure_fancy_indexing(folder: Path) -> None:
+    """A few random rows, by `Store.read` and as Zarr itself would index them."""
+    store_writer.CHUNK_BYTES, store_writer.SHARD_BYTES = 8 * MIB, 128 * MIB
+    store, _ = make_store(folder / "fancy.zarr", noise(1024, 256))
+    array = zarr.open_array(store.path / "images", mode="r")
+    rows = np.random.Generator(np.random.Philox(key=1)).permutation(1024)[:128]
+    grouped = seconds(lambda: store.read(rows), clock=time.process_time)
+    fancy = seconds(lambda: array.oindex[rows], clock=time.process_time)
+    print(f"\n128 random images of 1024, 256 px: grouped by chunk {grouped:.2f} s, Zarr's oindex {fancy:.2f} s")
+    shutil.rmtree(store.path)
+
+
+def read_in_order(array: zarr.Array, chunk_images: int) -> None:
+    for start in range(0, array.shape[0], chunk_images):
+        array[start : start + chunk_images]
+
+
 def measure_compressors(folder: Path) -> None:
     """What compression of noise saves and costs, one 8 MiB chunk at a time."""
     images = noise(64 * 8, 256)
-    for name, codecs in {
+    path = folder / "codec.zarr"
+    compressors: dict[str, list[ZstdCodec | BloscCodec]] = {
         "none": [],
         "zstd 1": [ZstdCodec(level=1)],
         "blosc lz4, byte shuffle": [BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=2)],
         "blosc zstd 3, byte shuffle": [BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=2)],
-    }.items():
-        path = folder / "codec.zarr"
+    }
+    for name, codecs in compressors.items():
         shutil.rmtree(path, ignore_errors=True)
         array = zarr.create_array(
             path, shape=images.shape, chunks=(64, 256, 256), shards=images.shape, dtype="float16",
             compressors=[*codecs, Crc32cCodec()], zarr_format=3,
         )  # fmt: skip
-        began = time.perf_counter()
+        began = time.process_time()
         array[...] = images
-        written = time.perf_counter() - began
-        read = seconds(lambda a=array: [a[start : start + 64] for start in range(0, len(images), 64)])  # type: ignore[misc]
+        written = time.process_time() - began
+        read = seconds(partial(read_in_order, array, 64), clock=time.process_time)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         megabytes = images.nbytes / 1e6
-        row(
-            name, f"{100 * size / images.nbytes:.1f}", f"{megabytes / written:.0f}", f"{megabytes / read:.0f}"
-        )
+        row(name, f"{100 * size / images.nbytes:.1f}", f"{megabytes / written:.0f}", f"{megabytes / read:.0f}")
     shutil.rmtree(path)
 
 
@@ -182,51 +208,38 @@ def measure_columns(folder: Path, n: int) -> None:
         "defocus_v_A": rng.standard_normal(n),
     }
     extra = {f"rlnUnknown{number}": np.char.mod("%.6f", rng.standard_normal(n)) for number in range(4)}
-    began = time.perf_counter()
+    began = time.process_time()
     for name, content in (("particles", columns), ("extra", extra)):
         write_columns(folder / name, content)
-    written = time.perf_counter() - began
-    began = time.perf_counter()
+    written = time.process_time() - began
+    began = time.process_time()
     for name in ("particles", "extra"):
         read_columns(folder / name)
-    read = time.perf_counter() - began
+    read = time.process_time() - began
     files = [file for name in ("particles", "extra") for file in (folder / name).rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files) / 1e6
     print(
-        f"\n{n} particles, {len(columns) + len(extra)} columns: written in {written:.1f} s, read in "
-        f"{read:.1f} s, "
+        f"\n{n} particles, {len(columns) + len(extra)} columns: written in {written:.1f} s, read in {read:.1f} s, "
         f"{size:.0f} MB in {len(files)} files"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=256, help="images per case, in MiB")
     parser.add_argument("--folder", type=Path, help="where to write (default: a temporary directory)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        row(
-            "box px",
-            "chunk",
-            "shard",
-            "write",
-            "cold",
-            "warm",
-            "2 threads",
-            "random rows",
-            "files",
-            "size +%",
-        )
+        row(*HEADER)
         row(*("---" for _ in range(10)))
         for box_px in BOXES_PX:
             measure_layouts(box_px, folder, options.megabytes)
         print()
-        row("compressor", "size %", "write MB/s", "read MB/s")
+        row("compressor", "size %", "write /core", "read /core")
         row(*("---" for _ in range(4)))
         measure_compressors(folder)
+        measure_fancy_indexing(folder)
         measure_columns(folder, 1_000_000)
 
 

@@ -1,3 +1,52 @@
-"""dcryo: from cryo-EM particles to a validated 3D map."""
+"""dcryo: from cryo-EM particles to a validated 3D map.
+
+Every command of the command line is a function here, with its options record; see `__all__`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dcryo.data.store import open_store as open
+    from dcryo.jobs.demo import DemoOptions, demo
+    from dcryo.jobs.exchange import ExportOptions, ImportOptions, export_particles, import_particles
+    from dcryo.jobs.postprocess import FscOptions, fsc_of_maps
+    from dcryo.jobs.reconstruct import ReconstructOptions, reconstruct
+    from dcryo.jobs.refine import RefineOptions, refine
+    from dcryo.jobs.simulate import SimulateOptions, simulate
+    from dcryo.report import write_report
+
+__all__ = [
+    "DemoOptions", "ExportOptions", "FscOptions", "ImportOptions", "ReconstructOptions", "RefineOptions",
+    "SimulateOptions", "demo", "export_particles", "fsc_of_maps", "import_particles", "open", "reconstruct", "refine",
+    "simulate", "write_report",
+]  # fmt: skip
+
+_HOMES = {
+    "open": ("dcryo.data.store", "open_store"),
+    "DemoOptions": ("dcryo.jobs.demo", "DemoOptions"),
+    "demo": ("dcryo.jobs.demo", "demo"),
+    "ExportOptions": ("dcryo.jobs.exchange", "ExportOptions"),
+    "ImportOptions": ("dcryo.jobs.exchange", "ImportOptions"),
+    "export_particles": ("dcryo.jobs.exchange", "export_particles"),
+    "import_particles": ("dcryo.jobs.exchange", "import_particles"),
+    "FscOptions": ("dcryo.jobs.postprocess", "FscOptions"),
+    "fsc_of_maps": ("dcryo.jobs.postprocess", "fsc_of_maps"),
+    "ReconstructOptions": ("dcryo.jobs.reconstruct", "ReconstructOptions"),
+    "reconstruct": ("dcryo.jobs.reconstruct", "reconstruct"),
+    "RefineOptions": ("dcryo.jobs.refine", "RefineOptions"),
+    "refine": ("dcryo.jobs.refine", "refine"),
+    "SimulateOptions": ("dcryo.jobs.simulate", "SimulateOptions"),
+    "simulate": ("dcryo.jobs.simulate", "simulate"),
+    "write_report": ("dcryo.report", "write_report"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names are looked up when they are used, so that `dcryo --help` does not wait for compilers and clusters."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dcryo' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from dcryo.errors import InputError, RunError
 
 _CONNECT_TIMEOUT_S = 30
@@ -21,32 +23,43 @@ class Cluster:
     """A place to compute.
 
     scheduler: what dask calls it, a name or a client; workers: threads of a local scheduler, None where the scheduler
-    knows itself; description: for people.
+    knows itself; task_memory_bytes: what each of the tasks that run at once may take, None where nothing says;
+    description: for people.
     """
 
     scheduler: Any
     workers: int | None
+    task_memory_bytes: int | None
     description: str
+
+
+def check_kind(kind: str) -> None:
+    """InputError where `--cluster` names nothing that is known, or a scheduler file that is not there."""
+    if "://" in kind or kind in ("threads", "synchronous", "processes"):
+        return
+    if not kind.endswith(".json"):
+        raise InputError(f"--cluster {kind!r} is not known here; expected one of {KINDS}")
+    if not Path(kind).is_file():
+        raise InputError(f"--cluster {kind}: there is no such scheduler file; start the scheduler with it first")
 
 
 @contextmanager
 def connect(kind: str = "threads", workers: int | None = None) -> Iterator[Cluster]:
     """A cluster by the name that `--cluster` takes, closed again at the end of the block.
 
-    Raises InputError where the name is not known or the scheduler file is missing, RunError where nobody answers.
+    Raises InputError as `check_kind` does, RunError where nobody answers.
     """
+    check_kind(kind)
     cores = len(os.sched_getaffinity(0))
     if kind in ("threads", "synchronous"):
         count = 1 if kind == "synchronous" else workers or cores
-        yield Cluster(kind, count, f"{count} local thread{'s' * (count > 1)}")
+        yield Cluster(kind, count, _available_bytes() // count, f"{count} local thread{'s' * (count > 1)}")
     elif kind == "processes":
         with _local_processes(workers or cores) as cluster:
             yield cluster
-    elif "://" in kind or kind.endswith(".json"):
+    else:
         with _remote(kind) as cluster:
             yield cluster
-    else:
-        raise InputError(f"--cluster {kind!r} is not known here; expected one of {KINDS}")
 
 
 @contextmanager
@@ -58,15 +71,13 @@ def _local_processes(workers: int) -> Iterator[Cluster]:
         n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None
     )
     with local, Client(local) as client:
-        yield Cluster(client, None, f"{workers} local process{'es' * (workers > 1)}")
+        yield Cluster(client, None, _available_bytes() // workers, f"{workers} local process{'es' * (workers > 1)}")
 
 
 @contextmanager
 def _remote(kind: str) -> Iterator[Cluster]:
     from distributed import Client
 
-    if "://" not in kind and not Path(kind).is_file():
-        raise InputError(f"--cluster {kind}: there is no such scheduler file; start the scheduler with it first")
     target = {"address": kind} if "://" in kind else {"scheduler_file": kind}
     try:
         client = Client(**target, timeout=_CONNECT_TIMEOUT_S)
@@ -75,5 +86,10 @@ def _remote(kind: str) -> Iterator[Cluster]:
             f"--cluster {kind}: no scheduler answers ({error}); check that it runs and the address"
         ) from error
     with client:
-        found = len(client.scheduler_info(n_workers=-1)["workers"])
-        yield Cluster(client, None, f"{found} workers at {kind}")
+        found = client.scheduler_info(n_workers=-1)["workers"].values()
+        shares = [worker["memory_limit"] // worker["nthreads"] for worker in found if worker["memory_limit"]]
+        yield Cluster(client, None, min(shares, default=None), f"{len(found)} workers at {kind}")
+
+
+def _available_bytes() -> int:
+    return int(psutil.virtual_memory().available)

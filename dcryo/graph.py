@@ -1,11 +1,13 @@
 """Task graphs: calls, trees of sums, and their execution where a cluster says. The only module that imports dask.
 
-A graph is a function of the data set alone; where it runs changes neither its nodes nor the order of any sum.
+A graph is a function of the data set alone, but for the keys of its tasks; where it runs changes neither its nodes nor
+the order of any sum.
 """
 
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
+from uuid import uuid4
 
 import dask
 import numpy as np
@@ -19,10 +21,12 @@ from dcryo.cluster import Cluster
 def call(function: Callable, *arguments: Any, name: str, parts: int | None = None) -> Any:
     """A task: `function` of arguments that are values or other tasks, lists of tasks included.
 
-    name: key of the task, unique in its graph, so that the same graph has the same keys wherever it is built;
-    parts: length of the tuple that the function returns, where its items are wanted one by one (`task[i]`).
+    name: what the task is called where people watch a run; parts: length of the tuple that the function returns, where
+    its items are wanted one by one (`task[i]`).
     """
-    return delayed(_single_threaded, pure=False, nout=parts)(function, *arguments, dask_key_name=name)
+    # A scheduler takes tasks of the same key, also those of another run that it serves, for one task.
+    key = f"{name}-{uuid4().hex}"
+    return delayed(_single_threaded, pure=False, nout=parts)(function, *arguments, dask_key_name=key)
 
 
 def _single_threaded(function: Callable, *arguments: Any) -> Any:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -31,7 +32,7 @@ def write_columns(path: Path, columns: Mapping[str, np.ndarray]) -> str:
     for number, (name, values) in enumerate(columns.items()):
         values = np.asarray(values)
         # Labels of other programs may hold slashes, dots or anything else that is no name for a Zarr array.
-        array = name if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,99}", name) else f"column_{number}"
+        array = name if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,99}", name) else f"_{number}"
         listed.append({"name": name, "array": array, "dtype": values.dtype.str})
         if values.dtype.kind == "U":
             plain = _encode_text(name, values)
@@ -50,7 +51,8 @@ def write_columns(path: Path, columns: Mapping[str, np.ndarray]) -> str:
             config={"write_empty_chunks": True},
         )
         created[...] = plain
-        digest.update(f"{name}\0{values.dtype.kind}{values.shape}{plain.dtype.str}\0".encode())
+        described = f"{name}\0{values.dtype.kind}{values.shape}{plain.dtype.str}\0"
+        digest.update(described.encode(errors="surrogatepass"))
         digest.update(plain.data)
     # An attribute set after the columns: a group without it was not finished.
     group.attrs["columns"] = listed
@@ -70,9 +72,8 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
         return {entry["name"]: _read_column(group, entry["array"], entry["dtype"]) for entry in listed}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path}: the store's columns cannot be read ({error}); import the particles again, or restore "
-            "the "
-            "store from a copy"
+            f"{path}: the store's columns cannot be read ({error}); import the particles again, or restore the store "
+            "from a copy"
         ) from error
 
 
@@ -91,13 +92,11 @@ def _encode_text(name: str, values: np.ndarray) -> np.ndarray:
     joined = "".join([entry + "\0" for entry in entries])
     if joined.count("\0") != len(entries):
         row = next(row for row, entry in enumerate(entries) if "\0" in entry)
-        raise InputError(
-            f"column {name}, row {row}: text holds a NUL character ({entries[row]!r}); remove it"
-        )
+        raise InputError(f"column {name}, row {row}: text holds a NUL character ({entries[row]!r}); remove it")
     return np.frombuffer(joined.encode(errors="surrogatepass"), dtype=np.uint8)
 
 
-def read_attributes(path: Path) -> dict[str, object]:
+def read_attributes(path: Path) -> dict[str, Any]:
     """Attributes of the Zarr v3 group at `path`; empty where there is no such group."""
     try:
         found = json.loads((path / "zarr.json").read_text(encoding="utf-8"))

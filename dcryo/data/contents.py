@@ -20,8 +20,7 @@ SHOWN_BLOCKS = 12
 
 
 def describe_path(path: Path) -> Lines:
-    """Pairs of label and value that say what is at `path`: a store, selection, run directory, MRC file, STAR
-    or .cs.
+    """Pairs of label and value that say what is at `path`: a store, selection, run directory, MRC, STAR or .cs file.
 
     Raises InputError where there is nothing, something else, or a damaged file.
     """
@@ -97,7 +96,10 @@ def _cs(path: Path) -> Lines:
 
 
 def _mrc(path: Path) -> Lines:
-    stack = mrc.open_stack(path)
+    try:
+        stack = mrc.open_stack(path)
+    except InputError:  # compressed, or with its axes in another order
+        return _map(path)
     ny, nx = stack.shape
     lines = [
         ("kind", "MRC map or stack"),
@@ -119,6 +121,18 @@ def _mrc(path: Path) -> Lines:
     return lines
 
 
+def _map(path: Path) -> Lines:
+    found = mrc.read_map(path)
+    nz, ny, nx = found.array.shape
+    low, high = found.array.min(), found.array.max()
+    return [
+        ("kind", "MRC map"),
+        ("size", f"{nx} x {ny} x {nz} (x, y, z)"),
+        ("voxel size", " x ".join(f"{side:g}" for side in found.voxel_A) + " A"),
+        ("grey values", f"{low:g} to {high:g}, mean {found.array.mean():g}, std {found.array.std():g}"),
+    ]
+
+
 def _particles(particles: Particles) -> Lines:
     lines = []
     for row in range(particles.n_groups):
@@ -132,8 +146,6 @@ def _particles(particles: Particles) -> Lines:
         lines.append(("defocus", f"{low:.0f} to {high:.0f} A"))
     if "half" in particles:
         counts = np.bincount(particles["half"], minlength=3)
-        lines.append(
-            ("half sets", f"{counts[1]} and {counts[2]}" + (f", {counts[0]} in none" if counts[0] else ""))
-        )
+        lines.append(("half sets", f"{counts[1]} and {counts[2]}" + (f", {counts[0]} in none" if counts[0] else "")))
     lines.append(("columns", ", ".join([*particles.columns, *particles.extra])))
     return lines

@@ -94,6 +94,8 @@ def read_particles(path: str | Path, *passthrough: str | Path) -> Particles:
         columns["rotation"] = euler.matrix_from_rotvec(-pose)
     if "alignments3D/shift" in fields:
         pixel = _SHIFT_PIXEL if _SHIFT_PIXEL in fields else _BLOB_PIXEL
+        if pixel not in fields:
+            raise InputError(f"{path}: has shifts, but neither {_SHIFT_PIXEL} nor {_BLOB_PIXEL}; add one of them")
         pixel_A = table.numbers(OPTICS_FIELDS["pixel_size_A"], pixel)
         columns["origin_A"] = table.numbers(PARTICLE_FIELDS["origin_A"], shape=(2,)) * pixel_A[:, None]
     if all(name in fields for name in (*_CENTRE, _MICROGRAPH_SHAPE)):
@@ -296,7 +298,7 @@ def _optics(table: _Table) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 def _coordinates(table: _Table) -> np.ndarray:
     x, y = (table.numbers(PARTICLE_FIELDS["coordinate_px"], name) for name in _CENTRE)
-    ny_nx = table.numbers(PARTICLE_FIELDS["coordinate_px"], _MICROGRAPH_SHAPE, shape=(2,))
+    ny_nx = table.numbers(OPTICS_FIELDS["box_px"], _MICROGRAPH_SHAPE, shape=(2,))
     table.keep(_MICROGRAPH_SHAPE)  # for the way back
     return np.stack([x * ny_nx[:, 1], (1 - y) * ny_nx[:, 0]], axis=1)
 

@@ -51,10 +51,7 @@ class Sources:
 
     def signature(self) -> list[tuple[str, int]]:
         """Name and size in bytes of every stack, to know them again when an import is resumed."""
-        return [
-            (name, path.stat().st_size if path else -1)
-            for name, path in zip(self.names, self.paths, strict=True)
-        ]
+        return [(name, path.stat().st_size if path else -1) for name, path in zip(self.names, self.paths, strict=True)]
 
     def read(self, rows: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
         """Read the images of `rows`, each stack once and in its order, at most `batch` at a time.
@@ -67,12 +64,7 @@ class Sources:
         for of_stack in np.split(order, ends) if len(rows) else ():
             path = self.paths[self.stack[rows[of_stack[0]]]]
             assert path is not None, "rows without a stack are in `absent`"
-            try:
-                stack = mrc.open_stack(path)
-            except (InputError, OSError) as error:
-                empty = np.zeros((len(of_stack), self.box_px, self.box_px), np.float32)
-                yield of_stack, empty, dict.fromkeys(range(len(of_stack)), f"stack cannot be read: {error}")
-                continue
+            stack = _open(path)
             for start in range(0, len(of_stack), batch):
                 positions = of_stack[start : start + batch]
                 images, unread = _read(stack, self.index[rows[positions]], self.box_px)
@@ -80,9 +72,7 @@ class Sources:
                 yield positions, images, unread
 
 
-def find(
-    particles: Particles, source: Path, *, root: Path | None = None, skip_missing: bool = False
-) -> Sources:
+def find(particles: Particles, source: Path, *, root: Path | None = None, skip_missing: bool = False) -> Sources:
     """Find the stacks of `particles`, read from the file `source`, and check every row against their headers.
 
     A relative path is looked for under `root` or, without one, in the directory of `source` and in those
@@ -102,14 +92,12 @@ def find(
     first: mrc.Stack | None = None
     for name, path, rows in zip(names.tolist(), paths, rows_of, strict=True):
         if path is None:
-            missing.update(
-                dict.fromkeys(rows.tolist(), f"stack {name!r} is not there" if name else "no image named")
-            )
+            reason = f"stack {name!r} is not there" if name else "no image named"
+            missing.update(dict.fromkeys(rows.tolist(), reason))
             continue
-        try:
-            opened = mrc.open_stack(path)
-        except (InputError, OSError) as error:
-            absent.update(dict.fromkeys(rows.tolist(), f"stack cannot be read: {error}"))
+        opened = _open(path)
+        if isinstance(opened, str):
+            absent.update(dict.fromkeys(rows.tolist(), opened))
             continue
         first = first or opened
         _check_box(source, particles, rows, path, opened, first)
@@ -121,8 +109,7 @@ def find(
         raise InputError(_explain_missing(source, missing, folders))
     absent |= missing
     if first is None:
-        reason = next(iter(sorted(absent.items())), (0, "it has no rows"))[1]
-        raise InputError(f"{source}: none of its {len(particles)} images can be read; the first: {reason}")
+        raise InputError("\n".join([f"{source}: none of its {len(particles)} images can be read:", *summarise(absent)]))
     return Sources(
         tuple(names.tolist()),
         paths,
@@ -184,8 +171,7 @@ def float16_scale(sources: Sources) -> float:
     offset = float(np.median(np.divide(means, deviations)))
     if offset > FLOAT16_LARGEST_OFFSET:
         raise InputError(
-            f"{sources.names[0]}: the images' mean is {offset:.0f} times their standard deviation, which "
-            "float16 "
+            f"{sources.names[0]}: the images' mean is {offset:.0f} times their standard deviation, which float16 "
             "would round away; normalise the images, or give --dtype float32"
         )
     size = float(np.median(np.hypot(means, deviations)))
@@ -202,13 +188,23 @@ def _resolve(name: str, folders: Sequence[Path]) -> Path | None:
         return None
 
 
-def _read(stack: mrc.Stack, indices: np.ndarray, box_px: int) -> tuple[np.ndarray, dict[int, str]]:
+def _open(path: Path) -> mrc.Stack | str:
+    """The stack, or why it cannot be read."""
+    try:
+        return mrc.open_stack(path)
+    except (InputError, OSError) as error:
+        return f"stack cannot be read: {error}"
+
+
+def _read(stack: mrc.Stack | str, indices: np.ndarray, box_px: int) -> tuple[np.ndarray, dict[int, str]]:
+    """Images at `indices`, and place -> reason of those that could not be read, which are zeros."""
+    images = np.zeros((len(indices), box_px, box_px), np.float32)
+    if isinstance(stack, str):
+        return images, dict.fromkeys(range(len(indices)), stack)
     try:
         return stack.read(indices), {}
     except (InputError, OSError):
-        pass
-    images = np.zeros((len(indices), box_px, box_px), np.float32)
-    unread = {}
+        unread = {}
     for place in range(len(indices)):
         try:
             images[place] = stack.read(indices[place : place + 1])[0]
@@ -224,18 +220,16 @@ def _check_box(
     if ny != nx:
         raise InputError(f"{path}: images of {nx} x {ny} pixels; dcryo needs square ones, extract them again")
     if "box_px" in particles.optics:
-        wrong = rows[particles.optics_of("box_px")[rows] != nx]
+        said = particles.optics["box_px"][particles["optics_row"][rows]]
+        wrong = np.flatnonzero(said != nx)
         if len(wrong):
-            said = particles.optics_of("box_px")[wrong[0]]
             raise InputError(
-                f"{source}, row {wrong[0] + 1}: its optics group says images of {said} pixels, but those of "
-                f"{path} "
-                f"have {nx}; correct the optics table"
+                f"{source}, row {rows[wrong[0]] + 1}: its optics group says images of {said[wrong[0]]} pixels, but "
+                f"those of {path} have {nx}; correct the optics table"
             )
     if nx != first.shape[1]:
         raise InputError(
-            f"{source}, row {rows[0] + 1}: images of {path} have {nx} pixels, those before it "
-            f"{first.shape[1]}; "
+            f"{source}, row {rows[0] + 1}: images of {path} have {nx} pixels, those before it {first.shape[1]}; "
             "a store holds one size: import each in its own, or rescale"
         )
 

@@ -228,8 +228,12 @@ def _optics_of_particles(table: _Table) -> tuple[dict[str, np.ndarray], np.ndarr
     values = table.plain_fields(OPTICS_FIELDS)
     pixel_size = OPTICS_FIELDS["pixel_size_A"]
     if "pixel_size_A" not in values and _MAGNIFICATION in table and _DETECTOR_UM in table:
-        detector_A = table.numbers(pixel_size, _DETECTOR_UM) * 1e4
-        values["pixel_size_A"] = detector_A / table.numbers(pixel_size, _MAGNIFICATION)
+        detector_um = table.numbers(pixel_size, _DETECTOR_UM)
+        with np.errstate(over="ignore", under="ignore"):
+            values["pixel_size_A"] = detector_um * 1e4 / table.numbers(pixel_size, _MAGNIFICATION)
+        row = first_refused(pixel_size, values["pixel_size_A"])
+        if row is not None:
+            raise table.refused(_MAGNIFICATION, row, f"a magnification that fits _{_DETECTOR_UM}")
     optics, rows = group_optics(values, len(table))
     return numbered(optics, rows.max(initial=-1) + 1), rows
 
@@ -242,7 +246,12 @@ def _origins_from_pixels(table: _Table, optics: Mapping[str, np.ndarray], rows: 
             f"{table.where}: _{_ORIGIN_PX[0]} is in pixels of an unknown size; "
             f"add _rlnImagePixelSize, or _{_MAGNIFICATION} and _{_DETECTOR_UM}"
         )
-    return origin_px * optics["pixel_size_A"][rows, None]
+    with np.errstate(over="ignore"):
+        origin = origin_px * optics["pixel_size_A"][rows, None]
+    row = first_refused(field, origin)
+    if row is not None:
+        raise table.refused(_ORIGIN_PX[0], row, "a shift in pixels")
+    return origin
 
 
 def _plain_columns(table: str, columns: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:

@@ -19,7 +19,7 @@ from dcryo.errors import InputError
 _CHUNK_ROWS = 1 << 15
 _WORD = re.compile(rb"\S+")
 _CLOSING = {b'"': re.compile(rb'"(?=\s|$)'), b"'": re.compile(rb"'(?=\s|$)")}
-_NEEDS_QUOTES = re.compile(r"""\s|^$|^["'#_;$\[\]]|^(data|loop|save|global|stop)_""", re.IGNORECASE)
+_NEEDS_QUOTES = re.compile(r"""[\s\0]|^$|^["'#_;$\[\]]|^(data|loop|save|global|stop)_""", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,10 @@ def write_blocks(path: str | Path, blocks: Mapping[str, Block]) -> None:
     """Write blocks so that RELION 3.1 and later read them; InputError for text that STAR cannot hold."""
     with replacing(path) as file:
         for name, block in blocks.items():
-            file.writelines(line.encode() for line in _lines(name, block))
+            try:
+                file.writelines(line.encode() for line in _lines(name, block))
+            except UnicodeEncodeError as error:
+                raise InputError(f"{path}: {error.object!r} is not text that UTF-8 can hold; rename it") from error
 
 
 def parse(path: str | Path) -> dict[str, Block]:
@@ -114,13 +117,15 @@ class _Builder:
     def add(self, number: int, line: bytes, words: list[bytes], blank: bool) -> None:
         if b"'" in line or b'"' in line or b"#" in line or b"\0" in line:
             words = self._split(number, line)
-        if self.is_loop and (self.n_rows or not (words[0].startswith(b"_") and len(words) == 1)):
-            self._add_row(number, line, words, blank)
-        elif self.is_loop:
+        # A value that begins with _ is no label: it stands in quotes, or after the first row.
+        labelled = not self.n_rows and line.lstrip().startswith(b"_")
+        if self.is_loop and labelled and len(words) == 1:
             self._add_label(number, words[0])
-        elif words == [b"loop_"] and not self.labels:
+        elif self.is_loop:
+            self._add_row(number, line, words, blank)
+        elif line.split() == [b"loop_"] and not self.labels:
             self.is_loop = True
-        elif words[0].startswith(b"_") and len(words) == 2:
+        elif labelled and len(words) == 2:
             self._add_label(number, words[0])
             self.rows = [[*(self.rows[0] if self.rows else []), words[1]]]
         else:

@@ -1,6 +1,6 @@
 """The particle store: images and what is known of them, in one Zarr v3 group.
 
-    NAME.zarr/zarr.json        attributes: box, pixel size, scale, fingerprint; written last, it marks a whole store
+    NAME.zarr/zarr.json        attributes: box, pixel size, scale, fingerprint; replaced last, to mark a whole store
     NAME.zarr/images           (N, D, D) float16 or float32, chunked and sharded along particles only
     NAME.zarr/particles, extra, optics, optics_extra    the columns of `Particles`
     NAME.zarr/quarantined      row, image and reason of what was left out
@@ -30,15 +30,15 @@ from dcryo.errors import InputError, RunError
 
 FORMAT = "dcryo-particles"
 FORMAT_VERSION = 1
-PROGRESS = "progress.json"
+UNFINISHED = "dcryo-particles-unfinished"
+"""Format of a store that is being written; its attributes say how far it is."""
 
 ImageType = Literal["float16", "float32"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images as read. images: float32 (n, D, D), zeros where unreadable. bad: position in the batch ->
-    reason."""
+    """Images as read: float32 (n, D, D), zeros where unreadable. bad: position in the batch -> reason."""
 
     images: np.ndarray
     bad: dict[int, str]
@@ -68,9 +68,7 @@ class Store:
     def particles(self) -> Particles:
         """What is known of each particle, aligned with the images. Raises InputError if it cannot be read."""
         root = self.selection or self.path
-        whole = Particles(
-            *(read_columns(root / name) for name in ("particles", "optics", "extra", "optics_extra"))
-        )
+        whole = Particles(*(read_columns(root / name) for name in ("particles", "optics", "extra", "optics_extra")))
         if self.selection is None:
             return whole
         return whole.take(self.rows()).replace(**read_columns(self.path / "particles"))
@@ -120,39 +118,31 @@ class Store:
                 raise
             # Zarr reports damage by many types of exception, none of its own.
             except Exception as error:
-                bad.update(
-                    dict.fromkeys(positions.tolist(), f"chunk {chunk} of the store cannot be read: {error}")
-                )
+                bad.update(dict.fromkeys(positions.tolist(), f"chunk {chunk} of the store cannot be read: {error}"))
                 continue
-            found = block[wanted - low]
+            found = block[_as_slice(wanted - low)]
             # Images in a store are finite, and what was never written reads as NaN.
             absent = np.isnan(found[:, 0, 0])
             if absent.any():
-                bad.update(
-                    dict.fromkeys(positions[absent].tolist(), f"chunk {chunk} of the store is missing")
-                )
+                bad.update(dict.fromkeys(positions[absent].tolist(), f"chunk {chunk} of the store is missing"))
                 found[absent] = 0
-            images[positions] = found
+            images[_as_slice(positions)] = found
         if self.scale != 1:
             images *= np.float32(self.scale)
         return Batch(images, bad)
 
 
 def open_store(path: str | Path) -> Store:
-    """Open a store or a selection. Raises InputError where there is none, it is not whole, or its parent
-    changed."""
+    """Open a store or a selection; InputError where there is none, it is not whole, or its parent changed."""
     path = Path(path).absolute()
     attributes = read_attributes(path)
     if attributes.get("format") != FORMAT:
-        if (path / PROGRESS).is_file():
-            raise InputError(
-                f"{path}: the store is not whole, its import was interrupted; repeat it with --resume"
-            )
+        if attributes.get("format") == UNFINISHED:
+            raise InputError(f"{path}: the store is not whole, its import was interrupted; repeat it with --resume")
         raise InputError(f"{path}: not a particle store; make one with dcryo import")
     if attributes.get("format_version") != FORMAT_VERSION:
         raise InputError(
-            f"{path}: format version {attributes.get('format_version')} of the store is not "
-            f"{FORMAT_VERSION}, the "
+            f"{path}: format version {attributes.get('format_version')} of the store is not {FORMAT_VERSION}, the "
             "one this program reads; use the version of dcryo that wrote it"
         )
     try:
@@ -160,9 +150,7 @@ def open_store(path: str | Path) -> Store:
             return _open_selection(path, attributes)
         return _store(path, attributes)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path / 'zarr.json'}: damaged attributes ({error!r}); restore or import again"
-        ) from error
+        raise InputError(f"{path / 'zarr.json'}: damaged attributes ({error!r}); restore or import again") from error
 
 
 def is_store(path: str | Path) -> bool:
@@ -186,9 +174,7 @@ def select(
     path = Path(path).absolute()
     rows = np.asarray(rows, dtype=np.int64).reshape(-1)
     if rows.size and (rows.min() < 0 or rows.max() >= store.n):
-        raise InputError(
-            f"{store.path}: rows {rows.min()} to {rows.max()} selected, it has {store.n} (from 0)"
-        )
+        raise InputError(f"{store.path}: rows {rows.min()} to {rows.max()} selected, it has {store.n} (from 0)")
     if len(np.unique(rows)) != len(rows):
         raise InputError(f"{store.path}: rows selected more than once; list each row once")
     refuse_complete(path)
@@ -220,16 +206,14 @@ def _take(columns: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.n
 
 
 def mark(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Make `path` a Zarr group with these attributes, in one step; their format says if it is a whole store."""
     group = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
-    write_json(path / "zarr.json", group)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with replacing(path) as file:
-        file.write(json.dumps(content, indent=1).encode())
+    with replacing(path / "zarr.json") as file:
+        file.write(json.dumps(group, indent=1).encode())
 
 
 def refuse_complete(path: Path) -> None:
+    """Raise InputError where `path` is a store."""
     if is_store(path):
         raise InputError(f"{path}: holds a store already; name another one, or give --overwrite")
 
@@ -252,15 +236,12 @@ def _open_selection(path: Path, attributes: Mapping[str, Any]) -> Store:
     parent = Path(os.path.normpath(path.resolve() / str(attributes["parent"])))
     if not is_store(parent):
         raise InputError(
-            f"{path}: its images are in {parent}, which is not there; a selection finds its store only if "
-            "both are "
-            "moved together"
+            f"{path}: its images are in {parent}, which is not there; a selection finds its store only if both "
+            "are moved together"
         )
     whole = open_store(parent)
     if whole.fingerprint != attributes["parent_fingerprint"]:
-        raise InputError(
-            f"{path}: {parent} is not the store it was selected from (it was replaced); select again"
-        )
+        raise InputError(f"{path}: {parent} is not the store it was selected from (it was replaced); select again")
     return replace(
         whole, path=path, n=int(attributes["n"]), fingerprint=str(attributes["fingerprint"]), selection=parent
     )
@@ -268,8 +249,7 @@ def _open_selection(path: Path, attributes: Mapping[str, Any]) -> Store:
 
 @functools.lru_cache(maxsize=8)
 def _selected_rows(path: Path, fingerprint: str) -> np.ndarray:
-    """The rows of a selection; kept, as every batch asks for them. The fingerprint keeps a replaced one
-    apart."""
+    """The rows of a selection; kept, as every batch asks for them. The fingerprint keeps a replaced one apart."""
     rows = read_columns(path / "rows")["row"]
     rows.flags.writeable = False
     return rows
@@ -279,14 +259,20 @@ def _open_images(path: Path) -> zarr.Array:
     try:
         return zarr.open_array(path / "images", mode="r", zarr_format=3)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"{path / 'images'}: cannot be opened ({error}); restore the store from a copy"
-        ) from error
+        raise RunError(f"{path / 'images'}: cannot be opened ({error}); restore the store from a copy") from error
 
 
 def _by_chunk(rows: np.ndarray, chunk_images: int) -> Iterator[np.ndarray]:
-    """Positions in `rows` that lie in the same chunk, chunk after chunk: indexing a sharded array with a list
-    of rows decodes a chunk again for every row."""
+    """Positions in `rows` that lie in the same chunk, chunk after chunk.
+
+    Indexing a sharded array with a list of rows would decode a chunk again for every row.
+    """
     order = np.argsort(rows, kind="stable")
     chunks = rows[order] // chunk_images
     yield from np.split(order, np.flatnonzero(np.diff(chunks)) + 1) if len(rows) else ()
+
+
+def _as_slice(indices: np.ndarray) -> slice | np.ndarray:
+    """A slice where the indices run up by ones, which spares a copy."""
+    start, stop = int(indices[0]), int(indices[-1]) + 1
+    return slice(start, stop) if np.array_equal(indices, np.arange(start, stop)) else indices

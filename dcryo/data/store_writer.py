@@ -11,18 +11,17 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from dcryo.data.columns import write_columns
+from dcryo.data.columns import read_attributes, write_columns
 from dcryo.data.particles import Particles
 from dcryo.data.store import (
     FORMAT,
     FORMAT_VERSION,
-    PROGRESS,
+    UNFINISHED,
     ImageType,
     Store,
     mark,
     open_store,
     refuse_complete,
-    write_json,
 )
 from dcryo.errors import InputError, RunError
 
@@ -75,9 +74,7 @@ class Writer:
         """
         start = self.written
         if start % self.shard_images or not 0 < len(images) <= self.shard_images:
-            raise ValueError(
-                f"a shard of {len(images)} images after {start}; each is {self.shard_images} but the last"
-            )
+            raise ValueError(f"a shard of {len(images)} images after {start}; each is {self.shard_images} but the last")
         shard = self.path / "images" / "c" / str(start // self.shard_images) / "0" / "0"
         try:
             # What a killed writer left would be merged with a last shard that is not full.
@@ -87,7 +84,7 @@ class Writer:
                 os.fsync(file.fileno())
             digest = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
             self._progress["shards"].append({"images": len(images), "digest": digest, "note": dict(note)})
-            write_json(self.path / PROGRESS, self._progress)
+            mark(self.path, self._progress)
         except OSError as error:
             raise RunError(
                 f"{shard}: cannot be written ({error.strerror}); make room, then go on with --resume"
@@ -121,7 +118,6 @@ class Writer:
         attributes = {"format": FORMAT, "format_version": FORMAT_VERSION, "n": n, **self._attributes}
         digest = hashlib.sha256(json.dumps([attributes, digests], sort_keys=True).encode()).hexdigest()
         mark(self.path, {**attributes, "fingerprint": digest, "source": dict(source)})
-        (self.path / PROGRESS).unlink(missing_ok=True)
         return open_store(self.path)
 
 
@@ -154,28 +150,24 @@ def create(
     }
     begun = {"n_images": n_images, "origin": origin, **attributes}
     refuse_complete(path)
-    if resume and (path / PROGRESS).is_file():
-        progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
+    # Files that a killed process had not yet given their names.
+    for leftover in [*path.rglob("*.partial"), *path.glob(".zarr.json.*.tmp")]:
+        leftover.unlink()
+    progress = read_attributes(path)
+    if resume and progress.get("format") == UNFINISHED:
         if progress["begun"] != begun:
             changed = [f"{name} {was!r}, now {begun[name]!r}" for name, was in progress["begun"].items()
                        if was != begun[name]]  # fmt: skip
             raise InputError(
-                f"{path}: cannot be resumed, it was begun with {'; '.join(changed)}; give the same options "
-                "and files, "
-                "or start again with --overwrite"
+                f"{path}: cannot be resumed, it was begun with {'; '.join(changed)}; give the same options and "
+                "files, or start again with --overwrite"
             )
-        for leftover in [*path.rglob("*.partial"), *path.glob(".*.tmp")]:
-            leftover.unlink()
         return Writer(path, attributes, progress)
     if (path / "images").exists() and not resume:
-        raise InputError(
-            f"{path}: holds an unfinished store; go on with --resume or start again with --overwrite"
-        )
-    progress = {"begun": begun, "shards": []}
+        raise InputError(f"{path}: holds an unfinished store; go on with --resume or start again with --overwrite")
     zarr.create_array(
         path / "images",
-        # Whole shards, so that Zarr does not pad a last one that is not full; `finish` cuts to the true
-        # number.
+        # Whole shards, so that Zarr does not pad a last one that is not full; `finish` cuts to the true number.
         shape=(-(-n_images // shard_images) * shard_images, box_px, box_px),
         chunks=(chunk_images, box_px, box_px),
         shards=(shard_images, box_px, box_px),
@@ -185,5 +177,6 @@ def create(
         overwrite=True,
         zarr_format=3,
     )
-    write_json(path / PROGRESS, progress)
+    progress = {"format": UNFINISHED, "begun": begun, "shards": []}
+    mark(path, progress)
     return Writer(path, attributes, progress)

@@ -18,6 +18,8 @@ from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import half_plane
 from dcryo.steps.expectation import Batch
 
+# Images that a task reads and holds at once.
+BATCH = 64
 _SHARDS_PER_HALF = 8
 _SMALLEST_SHARD, _LARGEST_SHARD = 64, 4096
 _MASK_EDGE_PX = 5.0
@@ -41,10 +43,13 @@ class CtfColumns(NamedTuple):
 
 
 _CTF_DEFAULTS = {"phase_shift_deg": 0.0, "ctf_bfactor_A2": 0.0, "ctf_scale": 1.0}
+# Beyond these a number is no defocus (0.1 mm) or no fraction, but an error of units or of a file.
+_CTF_LIMITS = {"defocus_u_A": 1e6, "defocus_v_A": 1e6, "amplitude_contrast": 1.0}
 
 
 def ctf_columns(particles: Particles, source: Path) -> CtfColumns:
-    """The CTF columns of particles; InputError, naming the source, where one that has no default is missing."""
+    """The CTF columns of particles; InputError, naming the source, where one that has no default is missing, and for
+    values that no microscope has."""
 
     def column(name: str) -> np.ndarray:
         if name in particles.optics:
@@ -58,7 +63,16 @@ def ctf_columns(particles: Particles, source: Path) -> CtfColumns:
             "a STAR or .cs file that has it (for .cs, add the passthrough file)"
         )
 
-    return CtfColumns(*(column(name) for name in CtfColumns._fields))
+    columns = CtfColumns(*(column(name) for name in CtfColumns._fields))
+    for name, limit in _CTF_LIMITS.items():
+        values = getattr(columns, name)
+        wrong = np.flatnonzero(np.abs(values) > limit)
+        if len(wrong):
+            raise InputError(
+                f"{source}: {name} of {_image_name(particles, wrong[0])} is {values[wrong[0]]:g}; expected at most "
+                f"{limit:g}. Correct it in the source and import that again"
+            )
+    return columns
 
 
 @dataclass(frozen=True)
@@ -91,17 +105,15 @@ class Dataset:
 
 
 def load_dataset(path: Path, seed: int) -> Dataset:
-    """Open a store for a job over its particles. InputError where CTF values are missing or a half is empty.
+    """Open a store for a job over its particles. InputError where CTF values are missing, or a half is empty or shares
+    an image with the other.
 
     Where the source did not split the particles into halves, the seed does.
     """
     store = open_store(path)
     particles = store.particles()
     n = len(particles)
-    halves = particles["half"] if "half" in particles else np.zeros(n, dtype=np.int8)
-    if not np.isin(halves, (1, 2)).all():
-        shuffled = generator(seed, "halves", 0).permutation(n)
-        halves = (1 + shuffled % 2).astype(np.int8)
+    halves = _halves(particles, seed, path)
     counts = np.bincount(halves, minlength=3)[1:]
     if counts.min() == 0:
         raise InputError(
@@ -114,6 +126,39 @@ def load_dataset(path: Path, seed: int) -> Dataset:
     origin_A = particles["origin_A"] if "origin_A" in particles else np.zeros((n, 2))
     origin_px = origin_A / columns.pixel_size_A[:, None]
     return Dataset(store, particles, columns, halves, has_poses, rotation, origin_px)
+
+
+def _halves(particles: Particles, seed: int, path: Path) -> np.ndarray:
+    """Half of each particle, (n,) int8: as the source split them, or at random. Rows of one image stay together, for an
+    image in both halves would show in their FSC as signal."""
+    image = _numbered_images(particles)
+    halves = particles["half"] if "half" in particles else np.zeros(len(particles), dtype=np.int8)
+    if not np.isin(halves, (1, 2)).all():
+        shuffled = generator(seed, "halves", 0).permutation(image.max() + 1)
+        return (1 + shuffled % 2).astype(np.int8)[image]
+    first = np.unique(image, return_index=True)[1][image]
+    apart = np.flatnonzero(halves != halves[first])
+    if len(apart):
+        raise InputError(
+            f"{path}: {_image_name(particles, apart[0])} is in both halves, as particles {first[apart[0]] + 1} and "
+            f"{apart[0] + 1} ({len(apart)} such in all); expected each image in one half. Take the repeats out of the "
+            "source, or its column of random subsets (rlnRandomSubset) to have them made anew"
+        )
+    return halves
+
+
+def _numbered_images(particles: Particles) -> np.ndarray:
+    """Number of each particle's image, (n,) int64, from 0 in the order in which images first appear."""
+    stack = np.unique(particles["image_path"], return_inverse=True)[1]
+    index = particles["image_index"]
+    _, first, inverse = np.unique(stack * (index.max() + 1) + index, return_index=True, return_inverse=True)
+    number = np.empty(len(first), dtype=np.int64)
+    number[np.argsort(first)] = np.arange(len(first))
+    return number[inverse]
+
+
+def _image_name(particles: Particles, row: int) -> str:
+    return f"{particles['image_index'][row] + 1:06d}@{particles['image_path'][row]}"
 
 
 def load_mask(store: Store, diameter_A: float | None, path: Path | None) -> tuple[np.ndarray, float]:
@@ -207,9 +252,17 @@ def cut_shards(
 def left_out_rows(data: Dataset, half: int, left_out: Iterable[dict[int, str]]) -> list[dict]:
     """Rows for the list of quarantined particles of what the shards of a half left out, each position -> reason."""
     every, rows = data.rows_of(half), []
+    in_source = _source_rows(data.store)
     for shard, reasons in enumerate(left_out):
         for position, reason in reasons.items():
             row = int(every[shard * shard_size(len(every)) + position])
-            image = f"{data.particles['image_index'][row] + 1:06d}@{data.particles['image_path'][row]}"
-            rows.append({"row": row + 1, "image": image, "reason": reason})
+            image = _image_name(data.particles, row)
+            rows.append({"row": int(in_source[row]), "image": image, "reason": reason})
     return rows
+
+
+def _source_rows(store: Store) -> np.ndarray:
+    """Row of each particle in the file it was imported from, (n,), from 1: the import left some rows out."""
+    rows, missing = store.rows(), [entry["row"] for entry in store.quarantined]
+    kept = np.setdiff1d(np.arange(1, rows.max() + 2 + len(missing)), missing)
+    return kept[rows]

@@ -5,16 +5,18 @@ The one job that chains others, as a user would from the command line.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
+from dcryo.cluster import check_kind
 from dcryo.data import mrc, star
 from dcryo.data.curves import write_curves
 from dcryo.data.run import Run
 from dcryo.jobs.exchange import ImportOptions, import_particles
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions
-from dcryo.jobs.refine import RefineOptions, refine
+from dcryo.jobs.refine import RefineOptions, RefineResult, refine
 from dcryo.jobs.simulate import PHANTOM, SimulateOptions, simulate
 from dcryo.kernels import fsc, rotations, symmetry
 
@@ -57,10 +59,12 @@ class DemoResult:
 
 def demo(options: DemoOptions, *, progress: Progress = print) -> DemoResult:
     """Simulate, import, refine and compare; see `DemoOptions`."""
+    check_kind(options.cluster)
+    operators = symmetry.operators(options.symmetry)
     out = options.out
     with Run.start(out, "demo", options.model_dump(), [], options.seed, options.resume, options.overwrite) as run:
-        again = {"resume": options.resume, "overwrite": options.overwrite}
-        where = {"cluster": options.cluster, "workers": options.workers, "seed": options.seed}
+        again: dict[str, Any] = {"resume": options.resume, "overwrite": options.overwrite}
+        where: dict[str, Any] = {"cluster": options.cluster, "workers": options.workers, "seed": options.seed}
         width = options.box_px * _PIXEL_SIZE_A
         diameter = _DIAMETER_FRACTION * width
         data = simulate(
@@ -80,24 +84,26 @@ def demo(options: DemoOptions, *, progress: Progress = print) -> DemoResult:
             ),
             progress=progress,
         )  # fmt: skip
-        result = _compare(options, data.truth_map, data.truth_star, refined)
-        run.done(
-            {
-                "resolution_A": result.resolution_A,
-                "resolution_against_truth_A": result.truth_A,
-                "median_angular_error_deg": result.angle_deg,
-            }
-        )
+        result = _compare(options, operators, data.truth_map, data.truth_star, refined)
+        if not run.finished:
+            run.done(
+                {
+                    "resolution_A": result.resolution_A,
+                    "resolution_against_truth_A": result.truth_A,
+                    "median_angular_error_deg": result.angle_deg,
+                }
+            )
     return result
 
 
-def _compare(options: DemoOptions, truth_map: Path, truth_star: Path, refined) -> DemoResult:  # type: ignore[no-untyped-def]
+def _compare(
+    options: DemoOptions, operators: np.ndarray, truth_map: Path, truth_star: Path, refined: RefineResult
+) -> DemoResult:
     """The refined map and poses against the truth; leaves the curve beside the map, where the report finds it."""
     out = options.out / "refined"
     truth, mask = mrc.read_map(truth_map).array, mrc.read_map(out / "mask.mrc").array
     curve = fsc.shell_correlation(refined.map * mask, truth * mask)
     write_curves(out / "fsc_truth.csv", options.box_px, _PIXEL_SIZE_A, {"fsc_masked": curve})
-    operators = symmetry.operators(options.symmetry)
     errors = rotations.angular_distance_deg(
         refined.particles["rotation"], star.read_particles(truth_star)["rotation"], operators
     )

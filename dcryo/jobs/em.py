@@ -17,7 +17,7 @@ import numpy as np
 from dcryo import graph
 from dcryo.cluster import Cluster
 from dcryo.errors import RunError
-from dcryo.jobs.dataset import Shard
+from dcryo.jobs.dataset import BATCH, Shard
 from dcryo.kernels import slices
 from dcryo.kernels.shells import half_plane
 from dcryo.steps import expectation, maximisation
@@ -25,7 +25,6 @@ from dcryo.steps.expectation import Poses
 from dcryo.steps.maximisation import HalfFsc
 from dcryo.steps.search import Search
 
-_BATCH = 64
 _SLAB_BYTES = 64 << 20
 
 
@@ -104,7 +103,7 @@ def iterate(
     for half, (own, reference, setting, path) in enumerate(
         zip(shards, references, settings, paths, strict=True), start=1
     ):
-        prepared = graph.call(_write_reference, reference, shell_max, path, name=f"reference-{half}")
+        prepared = graph.call(write_reference, reference, shell_max, path, name=f"reference-{half}")
         outs = [
             graph.call(expect_shard, shard, prepared, setting, name=f"expect-{shard.name}", parts=slabs + 3)
             for shard in own
@@ -142,7 +141,7 @@ def maximise(volumes: Sequence[Sequence[graph.Task]], operators: np.ndarray, she
     return Maps(plain, regularised, fsc, merged)
 
 
-def _write_reference(reference: np.ndarray, shell_max: int, path: Path) -> Path:
+def write_reference(reference: np.ndarray, shell_max: int, path: Path) -> Path:
     """Prepare a reference for slicing and leave it where every task can map it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npy")
     with os.fdopen(handle, "wb") as file:
@@ -162,8 +161,8 @@ def expect_shard(shard: Shard, reference_path: Path, setting: Setting) -> tuple:
     if setting.search.radius_deg is None:
         grid = expectation.global_grid(reference, setting.search, setting.operators)
     poses, left_out = [], {}
-    for first in range(0, len(shard.rows), _BATCH):
-        batch, bad = shard.read(slice(first, first + _BATCH))
+    for first in range(0, len(shard.rows), BATCH):
+        batch, bad = shard.read(slice(first, first + BATCH))
         found = expectation.fold(sums, batch, reference, setting.noise_power, setting.search, pixels, grid)
         poses.append(found)
         bad.update({int(i): "its likelihood is not a finite number" for i in np.flatnonzero(~found.usable)} | bad)
@@ -187,8 +186,8 @@ def mean_power(shards: Sequence[Shard], groups: int, at_most: int) -> np.ndarray
     step = max(1, total // at_most)
     sums, counts = np.zeros((groups, shards[0].store.box_px // 2 + 1)), np.zeros(groups)
     for shard in shards:
-        for first in range(0, len(shard.rows), _BATCH * step):
-            batch, _ = shard.read(slice(first, first + _BATCH * step, step))
+        for first in range(0, len(shard.rows), BATCH * step):
+            batch, _ = shard.read(slice(first, first + BATCH * step, step))
             power, particles = expectation.power(batch, groups)
             sums += power
             counts += particles

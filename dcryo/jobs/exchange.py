@@ -37,9 +37,7 @@ class ImportOptions(OutOptions):
         None, description="directory that relative stack names start from (default: found above the source)"
     )
     dtype: ImageType = Field("float16", description="how images are kept")
-    skip_missing: bool = Field(
-        False, description="quarantine particles whose image is not there, do not refuse"
-    )
+    skip_missing: bool = Field(False, description="quarantine particles whose image is not there, do not refuse")
 
 
 class ExportOptions(JobOptions):
@@ -75,8 +73,7 @@ class ImportResult:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """path: the table. stack: the images, if written. particles: rows. left_out: row of the source ->
-    reason."""
+    """path: the table. stack: the images, if written. particles: its rows. left_out: row of the source -> reason."""
 
     path: Path
     stack: Path | None
@@ -84,9 +81,7 @@ class ExportResult:
     left_out: dict[int, str]
 
     def summary(self) -> str:
-        lines = [
-            f"{self.path}: {self.particles} particles" + (f", images in {self.stack}" if self.stack else "")
-        ]
+        lines = [f"{self.path}: {self.particles} particles" + (f", images in {self.stack}" if self.stack else "")]
         if self.left_out:
             lines += [f"{len(self.left_out)} rows left out:", *stacks.summarise(self.left_out)]
         return "\n".join(lines)
@@ -107,8 +102,8 @@ def import_particles(options: ImportOptions, *, progress: Callable[..., None] = 
     """Stream the images of a particle file into a store, a shard at a time, in the rows' order.
 
     Images that are NaN, infinite, constant, truncated or unreadable are left out and listed with the reason.
-    Memory is that of about two shards, whatever the size of the stacks. An interrupted import goes on with
-    `resume`, to the same bits. Raises InputError before anything is written if the file or its stacks do not
+    Memory is that of four shards, half a gigabyte, whatever the size of the stacks. An interrupted import goes on
+    with `resume`, to the same bits. Raises InputError before anything is written if the file or its stacks do not
     fit (see `stacks.find`), and RunError if no image is good or the disk refuses.
     """
     if options.out.suffix != ".zarr":
@@ -118,9 +113,7 @@ def import_particles(options: ImportOptions, *, progress: Callable[..., None] = 
     particles = _with_sizes(particles, sources, options.source)
     pixel_sizes_A = particles.optics_of("pixel_size_A")
     if len(np.unique(pixel_sizes_A)) > 1:
-        progress(
-            "optics groups differ in pixel size: " + ", ".join(f"{p:g} A" for p in np.unique(pixel_sizes_A))
-        )
+        progress("optics groups differ in pixel size: " + ", ".join(f"{p:g} A" for p in np.unique(pixel_sizes_A)))
     scale = stacks.float16_scale(sources) if options.dtype == "float16" else 1.0
     inputs = [options.source, *options.passthrough]
     with Run.start(
@@ -181,21 +174,15 @@ def export_particles(options: ExportOptions, *, progress: Callable[..., None] = 
     if stack is not None:
         if store is None:
             raise InputError(
-                f"{options.source}: none of the inputs that its run.json names is a store that is there, so "
-                "there are "
+                f"{options.source}: none of the inputs that its run.json names is a store that is there, so there are "
                 "no images for --stack; repeat this in the directory that the run was started in"
             )
         left_out = _write_stack(stack, store, rows, options.dtype, progress)
         if len(left_out) == len(particles):
-            raise RunError(
-                f"{options.source}: no image could be read; the first: {next(iter(left_out.values()))}"
-            )
+            raise RunError(f"{options.source}: no image could be read; the first: {next(iter(left_out.values()))}")
         particles = _pointing_to(stack, particles, left_out)
     elif options.out.suffix == ".star" and (particles.columns.get("image_sign", np.ones(1)) < 0).any():
-        progress(
-            "particles are dark on white in their stacks, which STAR cannot say: give --stack to write them "
-            "anew"
-        )
+        progress("particles are dark on white in their stacks, which STAR cannot say: give --stack to write them anew")
     writers[options.out.suffix](options.out, particles)
     return ExportResult(options.out, stack, len(particles), left_out)
 
@@ -230,9 +217,7 @@ def _with_sizes(particles: Particles, sources: stacks.Sources, source: Path) -> 
     if "pixel_size_A" in particles.optics:
         return particles
     if sources.voxel_size_A <= 0:
-        raise InputError(
-            f"{source}: says no pixel size, nor do its stacks; add rlnImagePixelSize to its optics table"
-        )
+        raise InputError(f"{source}: says no pixel size, nor do its stacks; add rlnImagePixelSize to its optics table")
     return particles.replace_optics(pixel_size_A=np.full(n_groups, sources.voxel_size_A))
 
 
@@ -258,8 +243,7 @@ def _copy_images(writer: Writer, sources: stacks.Sources, progress: Callable[...
 def _fill(
     shard: np.ndarray, present: np.ndarray, at: int, sources: stacks.Sources, writer: Writer
 ) -> tuple[int, int, dict[int, str]]:
-    """Fill the shard with the next good images; returns how many, where to go on, and the bad ones'
-    reasons."""
+    """Fill the shard with the next good images; returns how many, where to go on, and the bad ones' reasons."""
     filled = 0
     left_out: dict[int, str] = {}
     while filled < len(shard) and at < len(present):
@@ -273,8 +257,7 @@ def _fill(
                 shard[filled + positions] = images
             bad |= {int(positions[place]): reason for place, reason in found.items()}
         kept = np.setdiff1d(np.arange(len(rows)), np.fromiter(bad, np.int64))
-        # Moved one by one and forwards: no second shard in memory, and none is overwritten before it is
-        # moved.
+        # Moved one by one and forwards: no second shard in memory, and none is overwritten before it is moved.
         for place, position in enumerate(kept.tolist() if bad else ()):
             shard[filled + place] = shard[filled + position]
         filled += len(kept)
@@ -306,8 +289,7 @@ def _exported(source: Path) -> tuple[Particles, Store | None, np.ndarray]:
 
 
 def _rows_of(particles: Particles, known: Particles) -> np.ndarray:
-    """Rows of `known` that have the images of `particles`, -1 where none; repeated images match in their
-    order."""
+    """Rows of `known` that have the images of `particles`, -1 where none; repeated images match in their order."""
     places: dict[tuple[str, int], list[int]] = {}
     for row, image in enumerate(_images(known)):
         places.setdefault(image, []).append(row)

@@ -7,19 +7,17 @@ import numpy as np
 from pydantic import Field
 
 from dcryo import graph
-from dcryo.cluster import Cluster, connect
+from dcryo.cluster import Cluster, check_kind, connect
 from dcryo.data.run import Run
 from dcryo.errors import InputError, RunError
 from dcryo.jobs import em
-from dcryo.jobs.dataset import Dataset, Shard, cut_shards, left_out_rows, load_dataset, load_mask
+from dcryo.jobs.dataset import BATCH, Dataset, Shard, cut_shards, left_out_rows, load_dataset, load_mask
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
-from dcryo.jobs.outputs import write_maps
+from dcryo.jobs.outputs import read_maps, write_maps
 from dcryo.kernels.shells import half_plane
 from dcryo.kernels.symmetry import operators
 from dcryo.steps import expectation
 from dcryo.steps.maximisation import HalfFsc
-
-_BATCH = 64
 
 
 class ReconstructOptions(OutOptions, ClusterOptions, SeedOptions):
@@ -51,19 +49,23 @@ class ReconstructResult:
 
 
 def reconstruct(options: ReconstructOptions, *, progress: Progress = print) -> ReconstructResult:
-    """Reconstruct; see `ReconstructOptions`. InputError for bad input, before work starts."""
+    """Reconstruct; see `ReconstructOptions`. InputError for bad input, before work starts.
+
+    A finished run is read back where it is resumed.
+    """
+    check_kind(options.cluster)
     group = operators(options.symmetry)
     data = load_dataset(options.store, options.seed)
     if not data.has_poses:
         raise InputError(f"{options.store}: the particles have no poses (rlnAngleRot, ...); refine them first")
     mask, diameter = load_mask(data.store, options.mask_diameter_A, options.mask)
     inputs = [options.store] + ([options.mask] if options.mask else [])
-    with (
-        Run.start(
-            options.out, "reconstruct", options.model_dump(), inputs, options.seed, options.resume, options.overwrite
-        ) as run,
-        connect(options.cluster, options.workers) as cluster,
-    ):
+    run = Run.start(
+        options.out, "reconstruct", options.model_dump(), inputs, options.seed, options.resume, options.overwrite
+    )
+    if run.finished:
+        return ReconstructResult(options.out, run.record["result"]["resolution_A"], *read_maps(run.path))
+    with run, connect(options.cluster, options.workers) as cluster:
         run.quarantine(data.store.quarantined)
         progress(f"{len(data.particles)} particles, box {data.store.box_px} px, on {cluster.description}")
         maps, left_out = _maps(data, group, mask, cluster)
@@ -108,9 +110,9 @@ def back_project_shard(shard: Shard) -> tuple:
     nyquist = shard.store.box_px // 2
     volume = expectation.empty_sums(nyquist, 1, shard.store.box_px).volume
     left_out: dict[int, str] = {}
-    for first in range(0, len(shard.rows), _BATCH):
-        batch, bad = shard.read(slice(first, first + _BATCH))
+    for first in range(0, len(shard.rows), BATCH):
+        batch, bad = shard.read(slice(first, first + BATCH))
         usable = expectation.back_project(volume, batch, half_plane(nyquist))
-        bad = dict.fromkeys(np.flatnonzero(~usable).tolist(), "the image is not finite") | bad
+        bad = dict.fromkeys(np.flatnonzero(~usable).tolist(), "the image or its CTF is not finite") | bad
         left_out.update({first + position: reason for position, reason in bad.items()})
     return *(volume[bounds] for bounds in em.slab_bounds(nyquist)), left_out

@@ -5,7 +5,10 @@ correlation of their maps, which sets the prior, the resolution that the next it
 sampling (Scheres & Chen 2012).
 """
 
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,16 +16,17 @@ import numpy as np
 from pydantic import Field
 
 from dcryo import graph
-from dcryo.cluster import Cluster, connect
+from dcryo.cluster import Cluster, check_kind, connect
 from dcryo.data import star
 from dcryo.data.curves import write_curves
 from dcryo.data.particles import Particles
 from dcryo.data.run import Run
-from dcryo.errors import RunError
+from dcryo.errors import InputError, RunError
 from dcryo.jobs import em
 from dcryo.jobs.dataset import Dataset, cut_shards, left_out_rows, load_dataset, load_mask, load_reference
+from dcryo.jobs.memory import check_memory
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
-from dcryo.jobs.outputs import write_maps
+from dcryo.jobs.outputs import read_maps, write_maps
 from dcryo.kernels import filters, fsc, rotations, sampling
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import resolution_A, shell_at
@@ -34,7 +38,7 @@ from dcryo.steps.search import Search, plan_search
 _HEADROOM_SHELLS, _HEADROOM = 8, 0.25
 # A resolution is better only by more than this many shells; after so many iterations without, the run has converged.
 _PROGRESS_SHELLS = 0.5
-_PATIENCE = 2
+_PATIENCE, _PATIENCE_AT_NYQUIST = 2, 1
 _SPECTRUM_PARTICLES = 1024
 
 
@@ -52,7 +56,9 @@ class RefineOptions(OutOptions, ClusterOptions, SeedOptions):
         None, gt=0, description="diameter of the particle and of the soft spherical mask (default: 0.85 of the box)"
     )
     mask: Path | None = Field(None, description="solvent mask (map of 0 to 1) in place of the sphere")
-    initial_lowpass_A: float = Field(40.0, gt=0, description="low-pass filter of the first reference")
+    initial_lowpass_A: float = Field(
+        40.0, gt=0, allow_inf_nan=False, description="low-pass filter of the first reference"
+    )
     shift_range_A: float | None = Field(
         None, gt=0, description="how far particles may lie from their last centre (default: 0.1 of the diameter)"
     )
@@ -101,7 +107,8 @@ class State:
 
 
 _ARRAYS = (
-    "references", "noise_power", "rotation", "origin_px", "norm", "scale", "log_likelihood", "max_probability", "significant",
+    "references", "noise_power", "rotation", "origin_px", "norm", "scale", "log_likelihood", "max_probability",
+    "significant",
 )  # fmt: skip
 _FIGURES = ("shell", "best_shell", "stalled", "last")
 
@@ -127,27 +134,31 @@ class _Job:
 
 
 def refine(options: RefineOptions, *, progress: Progress = print) -> RefineResult:
-    """Refine; see `RefineOptions`. InputError for bad input, before work starts; RunError where a run fails."""
+    """Refine; see `RefineOptions`. InputError for bad input, before work starts; RunError where a run fails.
+
+    A finished run is read back where it is resumed.
+    """
+    check_kind(options.cluster)
     group = operators(options.symmetry)
     data = load_dataset(options.store, options.seed)
     mask, diameter = load_mask(data.store, options.mask_diameter_A, options.mask)
     reference = load_reference(data.store, options.reference)
+    _check_shift_range(data, options.shift_range_A)
     inputs = [options.store, options.reference] + ([options.mask] if options.mask else [])
-    with (
-        Run.start(
-            options.out, "refine", options.model_dump(), inputs, options.seed, options.resume, options.overwrite
-        ) as run,
-        connect(options.cluster, options.workers) as cluster,
-    ):
-        scratch = run.path / "scratch"
-        scratch.mkdir(exist_ok=True)
-        job = _Job(options, data, mask, diameter, group, scratch.absolute())
+    run = Run.start(
+        options.out, "refine", options.model_dump(), inputs, options.seed, options.resume, options.overwrite
+    )
+    if run.finished:
+        return _read(run)
+    with run, _scratch(run.path) as scratch, connect(options.cluster, options.workers) as cluster:
+        job = _Job(options, data, mask, diameter, group, scratch)
         run.quarantine(data.store.quarantined)
         progress(
             f"{len(data.particles)} particles, box {job.box_px} px of {job.pixel_size_A:g} A, {options.symmetry}, "
             f"diameter {diameter:.0f} A, on {cluster.description}"
         )
         state = _latest(run) or _first_state(job, reference, cluster)
+        check_memory(cluster, job.box_px, _search(job, state), len(group))
         while True:
             final = state.last
             state, made = _iterate(job, state, cluster, run, progress)
@@ -158,9 +169,25 @@ def refine(options: RefineOptions, *, progress: Progress = print) -> RefineResul
                 {name: getattr(state, name) for name in _ARRAYS},
                 {name: getattr(state, name) for name in _FIGURES},
             )
-        result = _write(job, state, made, run)
-        scratch.rmdir()
-    return result
+        return _write(job, state, made, run)
+
+
+def _check_shift_range(data: Dataset, shift_range_A: float | None) -> None:
+    half = data.store.box_px * data.store.pixel_size_A / 2
+    if shift_range_A is not None and shift_range_A > half:
+        raise InputError(f"--shift-range {shift_range_A:g} A: expected at most half the box, {half:g} A")
+
+
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """A directory for what tasks share while a run goes on; a killed task or run may have left something in it."""
+    path = (out / "scratch").absolute()
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _latest(run: Run) -> State | None:
@@ -196,7 +223,7 @@ def _first_state(job: _Job, reference: np.ndarray, cluster: Cluster) -> State:
         shell=max(shell_at(options.initial_lowpass_A, job.box_px, job.pixel_size_A), 1),
         best_shell=0.0,
         stalled=0,
-        last=False,
+        last=options.max_iterations == 1,
     )
 
 
@@ -270,6 +297,7 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
     crossing = _crossing(made, shell_max)
     better = crossing > state.best_shell + _PROGRESS_SHELLS
     stalled = 0 if better else state.stalled + 1
+    patience = _PATIENCE_AT_NYQUIST if crossing >= job.box_px // 2 - _PROGRESS_SHELLS else _PATIENCE
     number = state.iteration + 1
     return replace(
         state,
@@ -280,7 +308,7 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
         shell=max(int(crossing), shell_at(job.options.initial_lowpass_A, job.box_px, job.pixel_size_A), 1),
         best_shell=max(state.best_shell, crossing),
         stalled=stalled,
-        last=stalled >= _PATIENCE or number + 1 >= job.options.max_iterations,
+        last=stalled >= patience or number + 1 >= job.options.max_iterations,
     )
 
 
@@ -323,12 +351,16 @@ def _write(job: _Job, state: State, made: em.Iteration, run: Run) -> RefineResul
         max_probability=state.max_probability,
         significant_poses=state.significant,
     )
+    used = np.zeros(len(refined), dtype=bool)
+    for half, found in enumerate(made.halves, start=1):
+        used[job.data.rows_of(half)] = em.all_poses(found.shards).usable
+    refined = refined.take(used)
     star.write_particles(out / "particles.star", refined, None)
     run.done(
         {
             "resolution_A": resolution,
             "resolution_half_A": fsc.resolution_at(maps.fsc.masked, fsc.HALF, box, pixel),
-            "particles": len(state.norm),
+            "particles": len(refined),
             "box_px": box,
             "pixel_size_A": pixel,
             "symmetry": job.options.symmetry,
@@ -337,3 +369,13 @@ def _write(job: _Job, state: State, made: em.Iteration, run: Run) -> RefineResul
     )
     first, second = maps.plain
     return RefineResult(out, resolution, state.iteration, (first, second), maps.merged, maps.fsc, refined)
+
+
+def _read(run: Run) -> RefineResult:
+    """The result of a run that is done."""
+    half_maps, merged, curves = read_maps(run.path)
+    particles = star.read_particles(run.path / "particles.star")
+    iterations = run.record["iterations"][-1]["iteration"]
+    return RefineResult(
+        run.path, run.record["result"]["resolution_A"], iterations, half_maps, merged, curves, particles
+    )

@@ -262,8 +262,8 @@ def accumulate(
     fit = np.zeros((2, pixels.shell_max + 1))
     scaled = (rotations * PADDING).astype(np.float32)
     _accumulate(
-        accumulator, prepared, scaled, candidates.start, candidates.shift, posterior.astype(np.float32), shifted, weights,
-        pixels.kx, pixels.ky, pixels.shell, fit,
+        accumulator, prepared, scaled, candidates.start, candidates.shift, posterior.astype(np.float32), shifted,
+        weights, pixels.kx, pixels.ky, pixels.shell, fit,
     )  # fmt: skip
     return fit
 

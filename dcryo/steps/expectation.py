@@ -19,7 +19,7 @@ from dcryo.steps.search import Search
 _SCALE_PRIOR = 1 / 0.3**2
 
 # Images whose scores are held at once; a grid of all rotations and shifts has some million scores per image.
-_SCORED_TOGETHER = 8
+SCORED_TOGETHER = 8
 
 
 class Sums(NamedTuple):
@@ -100,7 +100,7 @@ def global_grid(reference: np.ndarray, search: Search, operators: np.ndarray) ->
 
 
 def power(batch: Batch, groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sums over images of their mean power per shell, (groups, D // 2 + 1) float64, and how many those are, (groups,)."""
+    """Sums over images of their mean power per shell, (groups, D // 2 + 1) float64, and their number, (groups,)."""
     every, packed = _packed(batch)
     of_image = _mean_power(every, packed)
     usable = np.isfinite(of_image).all(axis=1)
@@ -191,8 +191,8 @@ def _coarse_candidates(
     if grid is not None:
         return [
             chosen(grid.pixel, grid.psi, of_image)
-            for first in range(0, len(batch.images), _SCORED_TOGETHER)
-            for of_image in scores(slice(first, first + _SCORED_TOGETHER), grid.slices)
+            for first in range(0, len(batch.images), SCORED_TOGETHER)
+            for of_image in scores(slice(first, first + SCORED_TOGETHER), grid.slices)
         ]
     if search.radius_deg is None:
         raise ValueError("a search that looks everywhere needs the grid of its coarsest level")
@@ -248,7 +248,9 @@ def _fold_one(
         norm, scale = _add_residual(sums, model, row, batch.group[row], np.zeros(1), pixels), 1.0
     else:
         norm = _add_residual(sums, model, row, batch.group[row], 2 * fit[0] - fit[1], pixels)
-        scale = batch.scale[row] * (fit[0].sum() + _SCALE_PRIOR) / (fit[1].sum() + _SCALE_PRIOR)
+        # The scale so far is in Y once and in W twice; the prior is about 1, not about it, or it would wear off.
+        cross, square = fit.sum(axis=1) / (batch.scale[row], batch.scale[row] ** 2)
+        scale = (cross + _SCALE_PRIOR) / (square + _SCALE_PRIOR)
     norm *= batch.norm[row]
     rotation, shift = _mean_pose(candidates, rotations, shifts, weights, sampling.step_deg(finest.order))
     origin = batch.origin_px[row] + shift
@@ -284,12 +286,12 @@ def _mean_pose(
 def back_project(volume: np.ndarray, batch: Batch, pixels: HalfPlane) -> np.ndarray:
     """Add images at the poses they came with to an accumulator, in place: C X with weight C^2.
 
-    volume: as `Sums.volume`. Returns (n,) bool, False for images that are not finite and were left out.
+    volume: as `Sums.volume`. Returns (n,) bool, False where the image or its CTF is not finite and was left out.
     """
     count = len(pixels.kx)
     every, packed = _packed(batch)
-    usable = np.isfinite(_mean_power(every, packed)).all(axis=1)
     ctf = batch.ctf[:, :count]
+    usable = np.isfinite(_mean_power(every, packed)).all(axis=1) & np.isfinite(ctf).all(axis=1)
     moved = posterior.shift_phases(pixels, batch.origin_px, batch.images.shape[-1], count)
     values = packed[:, :count] * ctf * moved
     slices.insert(volume, batch.rotation[usable], values[usable], (ctf**2)[usable], pixels)

@@ -17,7 +17,7 @@ COARSEST_ORDER = 2
 FINEST_ORDER = 8
 
 # The finest step moves the particle's edge by this fraction of the resolution, so that the grid is not what limits it.
-_FINEST_STEP = 0.4
+_FINEST_STEP = 0.5
 # From this order on the poses of the last iteration are trusted and only their surroundings are searched.
 _LOCAL_ORDER = 5
 _LOCAL_RADIUS_STEPS = 3.0

@@ -21,7 +21,7 @@ from dcryo.errors import DcryoError, InputError
 
 MUTATIONS = 2500
 ALLOCATION_BYTES = 256 << 20
-HANG_S = 5
+HANG_S = 30
 NUMBERS = (0, 1, -1, 2, 3, 7, 80, 255, 32767, 65536, 2**24, 2**30, 2**31 - 1, -(2**31), 0x7FC00000, 0x7F800000)
 WORDS = (
     b"nan -inf 1e999 0 -1 1.5 2 3 99999999999999999999 0@a 1@ @a -1@a 1@b 99999999999999999999@a "

@@ -122,9 +122,7 @@ def test_images_come_back_bit_for_bit(tmp_path: Path) -> None:
     images = noise()
     halves = images.astype(np.float16).astype(np.float32)
     assert np.array_equal(make(tmp_path / "f2.zarr", images).read(np.arange(N)).images, halves)
-    assert np.array_equal(
-        make(tmp_path / "f4.zarr", images, dtype="float32").read(np.arange(N)).images, images
-    )
+    assert np.array_equal(make(tmp_path / "f4.zarr", images, dtype="float32").read(np.arange(N)).images, images)
 
 
 @pytest.mark.parametrize("grey", [1e-6, 1.0, 1e6])
@@ -229,9 +227,7 @@ def empty(path: Path) -> None:
         (Path.unlink, range(32, 64)),
     ],
 )
-def test_damage_marks_its_chunk_and_no_more(
-    store: Store, damage: Callable[[Path], None], rows: range
-) -> None:
+def test_damage_marks_its_chunk_and_no_more(store: Store, damage: Callable[[Path], None], rows: range) -> None:
     damage(shard(store, 1))
     order = np.random.Generator(np.random.Philox(key=5)).permutation(N)
     batch = store.read(order)
@@ -387,9 +383,7 @@ def test_writer_refuses_ragged_shards(tmp_path: Path) -> None:
     text=st.lists(st.text(st.characters(exclude_characters="\0"), max_size=8), max_size=12),
     names=st.lists(st.text(max_size=6), min_size=1, max_size=4, unique=True),
 )
-def test_any_text_and_any_label(
-    tmp_path_factory: pytest.TempPathFactory, text: list[str], names: list[str]
-) -> None:
+def test_any_text_and_any_label(tmp_path_factory: pytest.TempPathFactory, text: list[str], names: list[str]) -> None:
     path = tmp_path_factory.mktemp("text")
     written = {name: np.array(text, dtype="U8") for name in names}
     columns.write_columns(path, written)

