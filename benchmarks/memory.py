@@ -7,8 +7,8 @@ the real one raised the peak of its resident memory.
 """
 
 import argparse
+import ctypes
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,8 +31,16 @@ WARM_BOX_PX = 32
 KINDS = ("global", "local", "maximisation")
 
 
-def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def resident_bytes(what: str) -> int:
+    """VmRSS (now) or VmHWM (the peak) of this process."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(what))
+
+
+def forget_the_past() -> None:
+    """Give freed memory back and let the peak start from what is held now."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def store_of(folder: Path, box_px: int) -> Path:
@@ -68,7 +76,7 @@ def task_of(kind: str, folder: Path, box_px: int):  # type: ignore[no-untyped-de
         return (lambda: maximisation.assemble(slabs, group)), memory.maximisation_bytes(shell_max, 1)
     store = open_store(store_of(folder, box_px))
     n = store.n
-    shell = 2 * box_px // 5 if kind == "local" else box_px // 8
+    shell = box_px // 2 - 1 if kind == "local" else box_px // 8
     width_A = box_px * PIXEL_SIZE_A
     search = plan_search(shell, box_px, PIXEL_SIZE_A, 0.6 * width_A, 0.06 * width_A, kind == "local", np.eye(3))
     columns = dataset.ctf_columns(store.particles(), store.path)
@@ -95,10 +103,11 @@ def _blobs(box_px: int) -> np.ndarray:
 def measure(kind: str, folder: Path, box_px: int) -> dict:
     """Run one task in this process; what it is given counts as the task's."""
     task_of(kind, folder, WARM_BOX_PX)[0]()
-    before = peak_bytes()
+    forget_the_past()
+    before = resident_bytes("VmRSS")
     task, predicted = task_of(kind, folder, box_px)
     task()
-    return {"predicted": predicted, "measured": peak_bytes() - before}
+    return {"predicted": predicted, "measured": resident_bytes("VmHWM") - before}
 
 
 def main() -> None:

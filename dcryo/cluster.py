@@ -66,11 +66,12 @@ def connect(kind: str = "threads", workers: int | None = None) -> Iterator[Clust
 def _local_processes(workers: int) -> Iterator[Cluster]:
     from distributed import Client, LocalCluster
 
-    # Memory is predicted before a run; a limit per worker would only kill one that was predicted to fit.
+    # Memory is predicted before a run; a limit per worker would only kill one that was predicted to fit. Without an
+    # address, any free port, the scheduler's pages would be open to the network.
     local = LocalCluster(
-        n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None
+        n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address="127.0.0.1:0"
     )
-    with local, Client(local) as client:
+    with _losses_told(), local, Client(local) as client:
         yield Cluster(client, None, _available_bytes() // workers, f"{workers} local process{'es' * (workers > 1)}")
 
 
@@ -85,7 +86,7 @@ def _remote(kind: str) -> Iterator[Cluster]:
         raise RunError(
             f"--cluster {kind}: no scheduler answers ({error}); check that it runs and the address"
         ) from error
-    with client:
+    with _losses_told(), client:
         found = client.scheduler_info(n_workers=-1)["workers"].values()
         shares = [worker["memory_limit"] // worker["nthreads"] for worker in found if worker["memory_limit"]]
         yield Cluster(client, None, min(shares, default=None), f"{len(found)} workers at {kind}")
@@ -93,3 +94,22 @@ def _remote(kind: str) -> Iterator[Cluster]:
 
 def _available_bytes() -> int:
     return int(psutil.virtual_memory().available)
+
+
+@contextmanager
+def _losses_told() -> Iterator[None]:
+    """RunError, with what to do, where the workers or the scheduler are lost for good."""
+    from distributed import KilledWorker
+    from distributed.client import FutureCancelledError
+
+    try:
+        yield
+    except KilledWorker as error:
+        raise RunError(
+            f"several workers died one after the other at the task {error.task}, most often for want of memory; go on "
+            "with --resume and fewer --workers, or workers with more memory"
+        ) from error
+    except FutureCancelledError as error:
+        raise RunError(
+            f"the connection to the scheduler was lost ({error}); start it again, go on with --resume"
+        ) from error

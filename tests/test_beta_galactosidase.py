@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import quiet
 
 from dcryo.data import mrc, star
 from dcryo.data.model import read_model
@@ -26,10 +27,6 @@ PLAIN_FSC = {14.2: 0.86, 10.3: 0.79, 9.4: 0.51, 7.1: 0.21}
 # Mean defocus of each micrograph by RELION's CTF refinement.
 DEFOCUS_U_A = {21: 10920.0, 22: 9850.0, 23: 10663.0, 24: 11680.0, 25: 10688.0}
 DEFOCUS_V_A = {21: 10585.0, 22: 9539.0, 23: 10329.0, 24: 11326.0, 25: 10346.0}
-
-
-def quiet(line: str, /, *, end: str = "\n") -> None:
-    pass
 
 
 def shell_of(resolution_A: float) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from cryosparc.dataset import Dataset
 from scipy.spatial.transform import Rotation
+from tiny import quiet
 
 from dcryo.data import cs, mrc, star
 from dcryo.data.particles import Particles
@@ -26,10 +27,6 @@ WITH_POSES = [
     "star_syntax/one_loop.star",
 ]
 BOX_WHERE_NONE_IS_SAID = 16
-
-
-def quiet(line: str, /, *, end: str = "\n") -> None:
-    pass
 
 
 def bring(source: Path, store: Path, root: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import quiet
 
 from dcryo.data import mrc, star
 from dcryo.data.curves import read_curves
@@ -21,10 +22,6 @@ pytestmark = pytest.mark.skipif(shutil.which("relion_refine") is None, reason="R
 
 BOX_PX, PIXEL_A = 48, 3.0
 DIAMETER_A = 105.0
-
-
-def quiet(line: str, /, *, end: str = "\n") -> None:
-    pass
 
 
 def relion(program: str, *words: Any, cwd: Path) -> str:

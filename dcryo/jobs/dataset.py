@@ -43,6 +43,10 @@ class CtfColumns(NamedTuple):
 
 
 _CTF_DEFAULTS = {"phase_shift_deg": 0.0, "ctf_bfactor_A2": 0.0, "ctf_scale": 1.0}
+# Maps are at one pixel size; over a box of 256 px this share of it moves no atom by half a pixel.
+_PIXEL_SIZE_TOLERANCE = 2e-3
+# A CTF is at most 1, times the particle's scale.
+_CTF_LARGEST = 1e4
 # Beyond these a number is no defocus (0.1 mm) or no fraction, but an error of units or of a file.
 _CTF_LIMITS = {"defocus_u_A": 1e6, "defocus_v_A": 1e6, "amplitude_contrast": 1.0}
 
@@ -108,10 +112,12 @@ def load_dataset(path: Path, seed: int) -> Dataset:
     """Open a store for a job over its particles. InputError where CTF values are missing, or a half is empty or shares
     an image with the other.
 
-    Where the source did not split the particles into halves, the seed does.
+    Where the source did not split the particles into halves, the seed does. InputError too for images whose CTF was
+    applied before, and for groups of different pixel sizes.
     """
     store = open_store(path)
     particles = store.particles()
+    _check_optics(particles, path)
     n = len(particles)
     halves = _halves(particles, seed, path)
     counts = np.bincount(halves, minlength=3)[1:]
@@ -126,6 +132,23 @@ def load_dataset(path: Path, seed: int) -> Dataset:
     origin_A = particles["origin_A"] if "origin_A" in particles else np.zeros((n, 2))
     origin_px = origin_A / columns.pixel_size_A[:, None]
     return Dataset(store, particles, columns, halves, has_poses, rotation, origin_px)
+
+
+def _check_optics(particles: Particles, path: Path) -> None:
+    """InputError for optics groups whose images this program would treat wrongly in silence."""
+    for label in ("rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped"):
+        done = particles.optics_extra.get(label, particles.extra.get(label, np.array(["0"])))
+        if np.any(done.astype(float) != 0):
+            raise InputError(
+                f"{path}: {label} is set: the CTF was applied to these images already; expected images as recorded. "
+                "Extract them again without that"
+            )
+    pixel_sizes = np.unique(particles.optics_of("pixel_size_A")) if "pixel_size_A" in particles.optics else np.ones(1)
+    if pixel_sizes[-1] / pixel_sizes[0] > 1 + _PIXEL_SIZE_TOLERANCE:
+        raise InputError(
+            f"{path}: optics groups with pixels of {pixel_sizes[0]:g} and {pixel_sizes[-1]:g} A; expected one size. "
+            "Rescale the images of one of them, or refine the groups apart"
+        )
 
 
 def _halves(particles: Particles, seed: int, path: Path) -> np.ndarray:
@@ -216,17 +239,21 @@ class Shard:
     origin_px: np.ndarray
 
     def read(self, some: slice) -> tuple[Batch, dict[int, str]]:
-        """A batch of the shard's images with their CTFs; and which of them could not be read, as position -> reason.
+        """A batch of the shard's images with their CTFs; and which of them cannot be used, as position -> reason.
 
         Those are not a number, which every step leaves out.
         """
         read = self.store.read(self.rows[some])
-        images = read.images
-        images[list(read.bad)] = np.nan
+        images, bad = read.images, dict(read.bad)
         every = half_plane(self.store.box_px // 2)
         values = ctf(every.kx, every.ky, self.store.box_px, *(column[some] for column in self.ctf))
+        largest = np.abs(values).max(axis=1)
+        for position in np.flatnonzero(~(largest <= _CTF_LARGEST)).tolist():
+            bad.setdefault(position, f"its CTF reaches {largest[position]:g}; see its B factor and scale")
+        images[list(bad)] = np.nan
+        values[list(bad)] = 0
         known = (array[some] for array in (self.group, self.norm, self.scale, self.rotation, self.origin_px))
-        return Batch(images, values, *known), dict(read.bad)
+        return Batch(images, values, *known), bad
 
 
 def shard_size(count: int) -> int:

@@ -57,10 +57,19 @@ def maximisation_bytes(shell_max: int, operators: int) -> int:
     return _voxels(shell_max) * (12 * copies + 4 * 4)
 
 
-def check_memory(cluster: Cluster, box_px: int, search: Search, operators: int) -> None:
-    """Refuse a job whose tasks would not fit where they run, at full resolution. InputError says how to make it fit."""
-    nyquist, available = box_px // 2, cluster.task_memory_bytes
-    task = max(expectation_bytes(box_px, nyquist, search, operators), maximisation_bytes(nyquist, operators))
+def back_projection_bytes(box_px: int) -> int:
+    """Peak of a task that back-projects given poses up to the Nyquist shell: its sums and one batch of images."""
+    every = len(half_plane(box_px // 2).kx)
+    image = 4 * box_px**2 + 8 * box_px * (box_px // 2 + 1) + (4 * 8 + 4 * 4) * every
+    return 12 * _voxels(box_px // 2) + BATCH * image
+
+
+def check_memory(cluster: Cluster, box_px: int, task_bytes: int, operators: int) -> None:
+    """Refuse a job whose tasks, or the making of its maps at full resolution, would not fit where they run.
+
+    InputError, which says how to make it fit.
+    """
+    task, available = max(task_bytes, maximisation_bytes(box_px // 2, operators)), cluster.task_memory_bytes
     if available is not None and task > available:
         gib = 2**30
         raise InputError(

@@ -12,6 +12,7 @@ from dcryo.data.run import Run
 from dcryo.errors import InputError, RunError
 from dcryo.jobs import em
 from dcryo.jobs.dataset import BATCH, Dataset, Shard, cut_shards, left_out_rows, load_dataset, load_mask
+from dcryo.jobs.memory import back_projection_bytes, check_memory
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
 from dcryo.jobs.outputs import read_maps, write_maps
 from dcryo.kernels.shells import half_plane
@@ -68,6 +69,7 @@ def reconstruct(options: ReconstructOptions, *, progress: Progress = print) -> R
     with run, connect(options.cluster, options.workers) as cluster:
         run.quarantine(data.store.quarantined)
         progress(f"{len(data.particles)} particles, box {data.store.box_px} px, on {cluster.description}")
+        check_memory(cluster, data.store.box_px, back_projection_bytes(data.store.box_px), len(group))
         maps, left_out = _maps(data, group, mask, cluster)
         run.quarantine(left_out)
         if not np.isfinite(maps.merged).all() or not np.any(maps.merged):
@@ -76,7 +78,7 @@ def reconstruct(options: ReconstructOptions, *, progress: Progress = print) -> R
         run.done(
             {
                 "resolution_A": resolution,
-                "particles": len(data.particles),
+                "particles": len(data.particles) - len(left_out),
                 "box_px": data.store.box_px,
                 "pixel_size_A": data.store.pixel_size_A,
                 "symmetry": options.symmetry,
@@ -113,6 +115,6 @@ def back_project_shard(shard: Shard) -> tuple:
     for first in range(0, len(shard.rows), BATCH):
         batch, bad = shard.read(slice(first, first + BATCH))
         usable = expectation.back_project(volume, batch, half_plane(nyquist))
-        bad = dict.fromkeys(np.flatnonzero(~usable).tolist(), "the image or its CTF is not finite") | bad
+        bad = dict.fromkeys(np.flatnonzero(~usable).tolist(), "the image is not finite") | bad
         left_out.update({first + position: reason for position, reason in bad.items()})
     return *(volume[bounds] for bounds in em.slab_bounds(nyquist)), left_out

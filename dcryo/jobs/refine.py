@@ -24,7 +24,7 @@ from dcryo.data.run import Run
 from dcryo.errors import InputError, RunError
 from dcryo.jobs import em
 from dcryo.jobs.dataset import Dataset, cut_shards, left_out_rows, load_dataset, load_mask, load_reference
-from dcryo.jobs.memory import check_memory
+from dcryo.jobs.memory import check_memory, expectation_bytes
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
 from dcryo.jobs.outputs import read_maps, write_maps
 from dcryo.kernels import filters, fsc, rotations, sampling
@@ -158,7 +158,8 @@ def refine(options: RefineOptions, *, progress: Progress = print) -> RefineResul
             f"diameter {diameter:.0f} A, on {cluster.description}"
         )
         state = _latest(run) or _first_state(job, reference, cluster)
-        check_memory(cluster, job.box_px, _search(job, state), len(group))
+        task_bytes = expectation_bytes(job.box_px, job.box_px // 2, _search(job, state), len(group))
+        check_memory(cluster, job.box_px, task_bytes, len(group))
         while True:
             final = state.last
             state, made = _iterate(job, state, cluster, run, progress)

@@ -3,6 +3,7 @@ from itertools import pairwise
 import naive
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
 
 from dcryo.euler import matrix_from_rotvec
 from dcryo.kernels import fft, sampling, slices, solve
@@ -162,21 +163,25 @@ class Exhaustive:
         weights = self.posterior.sum(axis=1)[:, None] * (self.transfer**2 / self.variance)
         slices.insert(volume, self.rotations, images.astype(np.complex64), weights.astype(np.float32), pixels)
 
-    def residual(self):
-        """Posterior mean of |X - C S|^2, of each pixel."""
-        mean = self.posterior @ np.array(self.moved)
-        predicted = self.transfer * self.pieces
-        total = np.sum(
-            np.abs(self.moved[0]) ** 2 * np.ones(len(self.rotations))[:, None] * self.posterior.sum(axis=1)[:, None],
-            axis=0,
-        )
-        total += np.sum(self.posterior.sum(axis=1)[:, None] * np.abs(predicted) ** 2, axis=0)
-        return total - 2 * np.sum((np.conj(mean) * predicted).real, axis=0)
+    def residual(self, scale=1.0):
+        """Posterior mean of |X - a C S|^2 of each pixel, a times as much as the scale so far."""
+        of_rotation, moved = self.posterior.sum(axis=1), np.array(self.moved)
+        predicted = scale * self.transfer * self.pieces
+        power = np.abs(moved[0]) ** 2 + of_rotation @ np.abs(predicted) ** 2
+        return power - 2 * np.sum((np.conj(self.posterior @ moved) * predicted).real, axis=0)
+
+    def scale(self, before):
+        """The most probable scale, known beforehand to be 1 give or take 0.3."""
+        loss = minimize_scalar(
+            lambda a: np.sum(self.residual(a / before) / (2 * self.variance)) + (a - 1) ** 2 / (2 * 0.3**2),
+            bounds=(-5, 5), method="bounded", options={"xatol": 1e-6},
+        )  # fmt: skip
+        return loss.x
 
 
 def test_fold_is_the_posterior_over_all_poses():
     """Two optics groups, norms, scales and origins of their own; a noise at which every pose keeps some weight."""
-    particles = Particles(3, noise=12.0, seed=5)
+    particles = Particles(3, noise=16.0, seed=5)
     pixels = half_plane(6)
     search = Search(
         (Level(0, 4, 1.2, 0.0), Level(1, 5, 0.6, 0.3)), shift_range_px=1.2, radius_deg=None, perturbation=TURN,
@@ -203,9 +208,10 @@ def test_fold_is_the_posterior_over_all_poses():
 
         assert poses.log_likelihood[row] == pytest.approx(naively.scores.max(), abs=1e-3)
         assert poses.max_probability[row] == pytest.approx(naively.posterior.max(), rel=1e-3)
-        assert poses.significant[row] == pytest.approx(naively.posterior.size, abs=2)
+        assert poses.significant[row] == pytest.approx(naively.posterior.size, abs=31)
         in_noise_units = np.mean(of_pixel / noise_power[batch.group[row]][every.shell])
         assert poses.norm[row] == pytest.approx(batch.norm[row] * np.sqrt(in_noise_units), rel=1e-4)
+        assert poses.scale[row] == pytest.approx(naively.scale(batch.scale[row]), abs=1e-3)
         best = np.argmax(naively.posterior.max(axis=1))
         close = angle_between_deg(naively.rotations, naively.rotations[best]) <= 2 * sampling.step_deg(1)
         weights = naively.posterior * close[:, None]
@@ -244,10 +250,8 @@ def test_the_sums_make_the_map():
     particles = Particles(200, noise=0.5)
     sums, _ = particles.fold(nearby(5), particles.near_the_truth())
     volume = solve.divide(solve.complete(sums.volume, NOBODY), np.full(16, 1e-3), BOX)
-    print(shell_correlation(volume, particles.volume))
-    print(shell_correlation(volume[::-1], particles.volume))
-    assert shell_correlation(volume, particles.volume)[:10].min() > 0.95
-    assert shell_correlation(volume[::-1], particles.volume)[3:10].mean() < 0.7
+    assert shell_correlation(volume, particles.volume)[:8].min() > 0.93
+    assert shell_correlation(volume[::-1], particles.volume)[3:8].mean() < 0.6
 
 
 def test_weights_of_poses_sum_to_one(noisy):
