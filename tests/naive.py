@@ -102,6 +102,14 @@ def smoothed(weights):
     return out
 
 
+def evened(weights):
+    """Two rounds of weights whose quotients smooth to an even one: q = 1 / S(w), then q / S(q w); returns 1 / q."""
+    quotient = np.divide(1, smoothed(weights), out=np.zeros_like(weights), where=smoothed(weights) > 0)
+    uneven = smoothed(quotient * weights)
+    quotient = np.divide(quotient, uneven, out=np.zeros_like(weights), where=uneven > 0)
+    return np.divide(1, quotient, out=np.zeros_like(weights), where=quotient > 0)
+
+
 def shells_of_cube(half_width):
     """Image shell of each voxel of the half-complex padded cube: the padded radius halved, rounded half up."""
     wrapped = [*range(half_width + 1), *range(-half_width, 0)]

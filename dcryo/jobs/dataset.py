@@ -219,8 +219,14 @@ def load_reference(store: Store, path: Path) -> np.ndarray:
         raise InputError(f"{path}: the map is constant or not finite; expected density")
     if not voxel > 0:
         raise InputError(f"{path}: no voxel size in the header; set it (the particles have {store.pixel_size_A:g} A)")
-    if abs(voxel / store.pixel_size_A - 1) > 1e-3:
-        array = filters.rescale_volume(array, round(len(array) * voxel / store.pixel_size_A))
+    ratio = voxel / store.pixel_size_A
+    if not 0.1 < ratio < 10:
+        raise InputError(
+            f"{path}: voxels of {voxel:g} A, where the particles have {store.pixel_size_A:g} A; expected less than a "
+            "factor of ten between them. Correct its header"
+        )
+    if abs(ratio - 1) > 1e-3:
+        array = filters.resample_volume(array, ratio)
     return filters.pad_or_crop(array, store.box_px)
 
 

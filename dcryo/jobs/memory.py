@@ -4,6 +4,8 @@ The predictions follow the arrays of `steps.expectation` and `kernels.solve` at 
 `benchmarks/memory.py` holds them against what tasks really took.
 """
 
+import math
+
 from dcryo.cluster import Cluster
 from dcryo.errors import InputError
 from dcryo.jobs.dataset import BATCH
@@ -44,7 +46,10 @@ def _coarse_bytes(search: Search, operators: int) -> int:
         # The ball of rotations around the last pose holds about 4.2 cells for a radius of one step.
         rotations, images = 4.2 * (search.radius_deg / sampling.step_deg(level.order)) ** 3, 1
     else:
-        rotations = sampling.pixel_count(level.order) * sampling.psi_count(level.order) / operators
+        cells = sampling.pixel_count(level.order) / operators
+        # Cells that stick out of the asymmetric unit.
+        rim = 2 * math.sqrt(cells) if operators > 1 else 0
+        rotations = (cells + rim) * sampling.psi_count(level.order)
         images = SCORED_TOGETHER
     slices_and_power = (8 + 4 + 4) * rotations * pixels
     scores = images * shifts * (rotations * 4 * (3 if search.profile_scale else 1) + 8 * pixels)

@@ -47,10 +47,11 @@ def fsc_of_maps(options: FscOptions, *, progress: Progress = print) -> FscResult
         curves = {"fsc_unmasked": fsc.shell_correlation(first, second)}
         if mask:
             curves["fsc_masked"] = fsc.shell_correlation(first * mask[0], second * mask[0])
-        write_curves(run.path / "fsc.csv", box, pixel, curves)
         curve = curves.get("fsc_masked", curves["fsc_unmasked"])
         resolution, half = (fsc.resolution_at(curve, level, box, pixel) for level in (fsc.GOLD_STANDARD, fsc.HALF))
-        run.done({"resolution_A": resolution, "resolution_half_A": half, "box_px": box, "pixel_size_A": pixel})
+        if not run.finished:
+            write_curves(run.path / "fsc.csv", box, pixel, curves)
+            run.done({"resolution_A": resolution, "resolution_half_A": half, "box_px": box, "pixel_size_A": pixel})
     return FscResult(options.out, curve, resolution, half)
 
 

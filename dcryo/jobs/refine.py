@@ -40,6 +40,8 @@ _HEADROOM_SHELLS, _HEADROOM = 8, 0.25
 _PROGRESS_SHELLS = 0.5
 _PATIENCE, _PATIENCE_AT_NYQUIST = 2, 1
 _SPECTRUM_PARTICLES = 1024
+# Noise in a shell is at least this part of the mean over the shells.
+_LEAST_NOISE = 1e-6
 
 
 class RefineOptions(OutOptions, ClusterOptions, SeedOptions):
@@ -294,7 +296,9 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
         columns["scale"][usable] /= np.mean(columns["scale"][usable])
         columns["norm"][usable] /= np.sqrt(np.mean(columns["norm"][usable] ** 2))
         seen = half.particles > 0
-        noise[index, seen] = half.residual[seen] / half.particles[seen, None]
+        found = half.residual[seen] / half.particles[seen, None]
+        # Images without noise, which simulations make, would have weights without limit.
+        noise[index, seen] = np.maximum(found, _LEAST_NOISE * found.mean(axis=1, keepdims=True))
     crossing = _crossing(made, shell_max)
     better = crossing > state.best_shell + _PROGRESS_SHELLS
     stalled = 0 if better else state.stalled + 1

@@ -17,7 +17,7 @@ from dcryo.errors import InputError, RunError
 from dcryo.jobs.options import OutOptions, Progress, SeedOptions, argument
 from dcryo.kernels import slices
 from dcryo.kernels.density import gaussian_density
-from dcryo.kernels.filters import pad_or_crop, rescale_volume
+from dcryo.kernels.filters import pad_or_crop, resample_volume
 from dcryo.kernels.phantom import Phantom, phantom
 from dcryo.kernels.symmetry import operators
 from dcryo.steps import simulation
@@ -184,9 +184,7 @@ def _density_of_map(options: SimulateOptions) -> tuple[NDArray[np.float32], floa
     pixel_size_A = options.pixel_size_A or voxel_size_A
     side_px = max(source.array.shape)
     if abs(pixel_size_A / voxel_size_A - 1.0) > 1e-4:
-        padded_px = _padding_for(side_px, voxel_size_A / pixel_size_A)
-        cube = pad_or_crop(source.array, padded_px)
-        density = rescale_volume(cube, round(padded_px * voxel_size_A / pixel_size_A))
+        density = resample_volume(source.array, voxel_size_A / pixel_size_A)
         side_px = math.ceil(side_px * voxel_size_A / pixel_size_A)
     else:
         density = pad_or_crop(source.array, side_px)
@@ -194,13 +192,6 @@ def _density_of_map(options: SimulateOptions) -> tuple[NDArray[np.float32], floa
     if not density.any():
         raise InputError(f"{options.model}: is zero in a box of {density.shape[0]} px about its centre")
     return density, pixel_size_A
-
-
-def _padding_for(side_px: int, ratio: float) -> int:
-    """Box, from `side_px` to twice that, whose size times `ratio` is nearest to a whole number of pixels."""
-    sizes = np.arange(side_px, 2 * side_px + 1)
-    errors = np.abs(np.round(sizes * ratio) / (sizes * ratio) - 1.0)
-    return int(sizes[np.argmax(errors < max(2e-4, errors.min() * 1.001))])
 
 
 def _microscope(options: SimulateOptions, box_px: int, pixel_size_A: float) -> Microscope:

@@ -44,6 +44,18 @@ def rescale_volume(volume: NDArray[np.float32], box_px: int) -> NDArray[np.float
     return fft.irfftn(resized * np.float32((box_px / old_px) ** 3), box_px)
 
 
+def resample_volume(volume: NDArray[np.float32], ratio: float) -> NDArray[np.float32]:
+    """Resample a (z, y, x) volume of any shape to voxels 1 / ratio of its own -> a cube, centre (n // 2) on centre.
+
+    A box has a whole number of voxels before and after, so it is padded with zeros, to at most twice its size, to one
+    for which both are whole to 2e-4, or as near as there is.
+    """
+    sizes = np.arange(max(volume.shape), 2 * max(volume.shape) + 1)
+    errors = np.abs(np.round(sizes * ratio) / (sizes * ratio) - 1.0)
+    padded_px = int(sizes[np.argmax(errors < max(2e-4, errors.min() * 1.001))])
+    return rescale_volume(pad_or_crop(volume, padded_px), round(padded_px * ratio))
+
+
 def rescale_images(images: NDArray[np.float32], box_px: int) -> NDArray[np.float32]:
     """Resample images (N, D, D) to `box_px` pixels across the same field of view; see `rescale_volume`."""
     old_px = images.shape[-1]

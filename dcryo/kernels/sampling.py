@@ -31,6 +31,9 @@ MAX_ORDER = 12  # 0.014 degrees; pixel numbers fit int32
 # No point of a pixel is farther from its centre than this many steps (0.822 at order 0, rising to 1.045).
 _CIRCUMRADIUS_STEPS = 1.05
 
+# Whether a cell reaches into the asymmetric unit is seen at its descendants so many orders on, an eighth of its side.
+_CELL_ORDERS = 3
+
 
 def step_deg(order: int) -> float:
     """Angular step of an order in degrees: the side of a square of a pixel's area, sqrt(4 pi / npix)."""
@@ -127,26 +130,23 @@ def rotation_matrices(
         for i in range(3):
             for j in range(3):
                 matrices[n, i, j] = (
-                    grid[i, 0] * perturbation[0, j]
-                    + grid[i, 1] * perturbation[1, j]
-                    + grid[i, 2] * perturbation[2, j]
+                    grid[i, 0] * perturbation[0, j] + grid[i, 1] * perturbation[1, j] + grid[i, 2] * perturbation[2, j]
                 )
     return matrices
 
 
 def global_grid(order: int, operators: ArrayLike, perturbation: ArrayLike) -> tuple[Int32, Int32]:
-    """Grid rotations whose direction of view, perturbed, lies in the asymmetric unit.
+    """Grid rotations whose cell of directions of view, perturbed, reaches into the asymmetric unit.
 
-    Returns (pixels, psis), (N,) each, sorted by pixel, then psi. operators (G, 3, 3) as from
-    `symmetry.operators`, perturbation (3, 3). ValueError where the order is not in [0, MAX_ORDER], or so
-    coarse that no direction is left.
+    The cells cover the unit, so that dividing them leaves no pose out; where they stick out of it, poses that symmetry
+    makes equal are there twice. Returns (pixels, psis), (N,) each, sorted by pixel, then psi. operators (G, 3, 3) as
+    from `symmetry.operators`, perturbation (3, 3). ValueError where the order is not in [0, MAX_ORDER].
     """
     _check_order(order)
-    every = np.arange(pixel_count(order), dtype=np.int32)
-    directions = pixel_directions(order, every) @ np.asarray(perturbation, dtype=np.float64)
-    kept = every[asymmetric_unit(directions, operators)]
-    if not len(kept):
-        raise ValueError(f"no direction of order {order} lies in the asymmetric unit: take a finer order")
+    finer = min(order + _CELL_ORDERS, MAX_ORDER)
+    inside = np.arange(pixel_count(finer), dtype=np.int32)
+    directions = pixel_directions(finer, inside) @ np.asarray(perturbation, dtype=np.float64)
+    kept = np.unique(inside[asymmetric_unit(directions, operators)] >> 2 * (finer - order))
     psis = np.arange(psi_count(order), dtype=np.int32)
     return np.repeat(kept, len(psis)), np.tile(psis, len(kept))
 

@@ -14,9 +14,8 @@ from dcryo.kernels import fft
 from dcryo.kernels.shells import shell_number
 from dcryo.kernels.slices import PADDING, gridding_correction, half_width
 
-# Prior of an unfiltered map: that of a signal this many times the noise of a voxel of mean weight. It spares a map the
-# noise of voxels that hardly any slice touched and leaves all others alone.
-NEUTRAL_PRECISION = 0.3
+# Voxels that hardly any slice touched are not divided by almost nothing: this part of the mean weight is added to all.
+_WEIGHT_FLOOR = 1e-3
 # An FSC of exactly one would ask for no regularisation at all.
 _FSC_MAX = 0.999
 
@@ -27,9 +26,9 @@ def complete(accumulator: np.ndarray, operators: np.ndarray) -> np.ndarray:
     accumulator: volume_shape + (3,) float32; operators: (G, 3, 3), the group, identity included. Returns a new array of
     the same shape. Mates off the grid are read by trilinear interpolation.
 
-    Each weight is averaged with its neighbours, as far as a slice's pixel reaches. Cropping the padded map to its box
-    averages the data in the same way, and the ratio of an average and a single voxel's weight is noisier than that of
-    two averages (the idea behind the iterated weights of Jackson et al. 1991).
+    A map is cropped from the padded box, which averages the sums over neighbouring voxels. A voxel must then be divided
+    by a weight that makes the average of the divided weights even; such weights are found by iteration (Jackson et al.
+    1991; Pipe & Menon 1999). Two rounds are made: more would follow the noise of single voxels' weights.
     """
     friedel = accumulator.copy()
     plane = accumulator[:, :, 0]
@@ -41,8 +40,14 @@ def complete(accumulator: np.ndarray, operators: np.ndarray) -> np.ndarray:
     if len(operators) > 1:
         out = np.zeros_like(friedel)
         _symmetrise(friedel, np.ascontiguousarray(operators, dtype=np.float32), out)
-    out[..., 2] = _smoothed(out[..., 2])
+    out[..., 2] = _evened(out[..., 2])
     return out
+
+
+def _evened(weights: np.ndarray) -> np.ndarray:
+    """What to divide by: the weights smoothed, times what smoothing leaves of the weights divided by that."""
+    smooth = _smoothed(weights)
+    return smooth * _smoothed(np.divide(weights, smooth, out=np.zeros_like(weights), where=smooth > 0))
 
 
 def _smoothed(weights: np.ndarray) -> np.ndarray:
@@ -116,9 +121,9 @@ def prior_precision(fsc: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return weights * (1 - bounded) / bounded
 
 
-def neutral_precision(weights: np.ndarray) -> np.ndarray:
-    """1 / tau^2 per shell for a map that is not filtered: a fixed part of the mean weights (S,)."""
-    return NEUTRAL_PRECISION * weights
+def weight_floor(weights: np.ndarray) -> np.ndarray:
+    """Precision per shell, (S,), for a map without a filter, from the mean weights (S,)."""
+    return _WEIGHT_FLOOR * weights
 
 
 def divide(accumulator: np.ndarray, precision: np.ndarray, box_px: int) -> np.ndarray:

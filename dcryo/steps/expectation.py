@@ -112,7 +112,9 @@ def power(batch: Batch, groups: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _packed(batch: Batch) -> tuple[HalfPlane, np.ndarray]:
     every = half_plane(batch.images.shape[-1] // 2)
-    return every, pack(every, fft.rfft2(batch.images)) / batch.norm[:, None].astype(np.float32)
+    # Images that could not be read are not a number, and stay that.
+    with np.errstate(invalid="ignore"):
+        return every, pack(every, fft.rfft2(batch.images)) / batch.norm[:, None].astype(np.float32)
 
 
 def _mean_power(every: HalfPlane, packed: np.ndarray) -> np.ndarray:
@@ -183,7 +185,7 @@ def _coarse_candidates(
     def chosen(pixel: np.ndarray, psi: np.ndarray, of_image: np.ndarray) -> tuple[Candidates, np.ndarray] | None:
         if not np.isfinite(of_image).all():
             return None
-        index, _ = posterior.select(of_image.ravel(), search.fraction, search.maximum)
+        index, _ = posterior.select(of_image.ravel() / np.float32(search.temperature), search.fraction, search.maximum)
         shift, rotation = np.divmod(index, of_image.shape[1])
         order, used, start = posterior.group(rotation, shift)
         return Candidates(pixel[used], psi[used], lattice, start, shift[order]), of_image.ravel()[index[order]]
@@ -230,7 +232,8 @@ def _fold_one(
         every = posterior.pair_scores(
             reference, rotations, candidates, shifted, model.weight[row], pixels, search.profile_scale
         )
-        index, weights = posterior.select(every, search.fraction, search.maximum)
+        temperature = 1.0 if level is search.finest else search.temperature
+        index, _ = posterior.select(every / np.float32(temperature), search.fraction, search.maximum)
         candidates, order = posterior.keep(candidates, index)
         scores = every[index[order]]
     weights = np.exp((scores - scores.max()).astype(np.float64))

@@ -22,8 +22,8 @@ def assemble(slabs: Sequence[np.ndarray], operators: np.ndarray) -> np.ndarray:
 
 def plain_map(accumulator: np.ndarray, shell_max: int, box_px: int) -> np.ndarray:
     """The map of a half without a filter, on the grey scale of the images: what FSCs are taken of, and archived."""
-    precision = solve.neutral_precision(solve.mean_weights(accumulator, shell_max))
-    return solve.divide(accumulator, precision, box_px) * np.float32(1 + solve.NEUTRAL_PRECISION)
+    precision = solve.weight_floor(solve.mean_weights(accumulator, shell_max))
+    return solve.divide(accumulator, precision, box_px)
 
 
 def half_fsc(first: np.ndarray, second: np.ndarray, mask: np.ndarray) -> HalfFsc:

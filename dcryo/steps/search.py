@@ -20,7 +20,7 @@ FINEST_ORDER = 8
 _FINEST_STEP = 0.5
 # From this order on the poses of the last iteration are trusted and only their surroundings are searched.
 _LOCAL_ORDER = 5
-_LOCAL_RADIUS_STEPS = 3.0
+_LOCAL_RADIUS_STEPS = 2.5
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Search:
 
     radius_deg: how far from the last pose, or None for everywhere; shift_range_px: how far from the last shift;
     perturbation: (3, 3) rotation of the whole grid; fraction, maximum: which poses are divided on and back-projected;
+    temperature: what scores of all levels but the finest are divided by before they are weighed, for the pose that a
+    coarse grid lacks may be worth tens of units more than its neighbours on the grid;
     profile_scale: the grey scale of the reference is unknown, see `posterior`.
     """
 
@@ -49,6 +51,7 @@ class Search:
     profile_scale: bool = False
     fraction: float = 0.999
     maximum: int = 500
+    temperature: float = 3.0
 
     @property
     def finest(self) -> Level:

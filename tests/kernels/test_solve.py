@@ -43,12 +43,12 @@ def test_friedel_mates_are_as_if_inserted():
     np.testing.assert_array_equal(accumulator, kept)
 
 
-def test_weights_are_smooth():
+def test_weights_are_evened_in_two_rounds():
     data = random_slices(5, 3, 2)
     found = solve.complete(inserted(*data), IDENTITY)[..., 2]
     width = slices.half_width(3)
-    expected = naive.smoothed(naive.insert(width, *data, IDENTITY)[..., 2])[:, :, : width + 1]
-    inside = np.abs(fft.wrapped_frequencies(width)) < width
+    expected = naive.evened(naive.insert(width, *data, IDENTITY)[..., 2])[:, :, : width + 1]
+    inside = np.abs(fft.wrapped_frequencies(width)) < width - 1
     inside = np.ix_(inside, inside, inside[: width + 1])
     np.testing.assert_allclose(found[inside], expected[inside], atol=1e-5)
     assert np.abs(found - inserted(*data)[..., 2]).max() > 0.1
@@ -61,11 +61,11 @@ def test_symmetry_mates_are_as_if_inserted(name):
     found = solve.complete(inserted(*data), group)
     width = slices.half_width(2)
     full = naive.insert(width, *data, group)
-    full[..., 2] = naive.smoothed(full[..., 2])
+    full[..., 2] = naive.evened(full[..., 2])
     full, radius = full[:, :, : width + 1], radius_of_cube(width)
     # Cells that reach out of the cube have no mates; a map ends half a shell before them.
     np.testing.assert_allclose(found[radius <= width - 1, :2], full[radius <= width - 1, :2], atol=3e-5)
-    np.testing.assert_allclose(found[radius <= width - 3, 2], full[radius <= width - 3, 2], atol=3e-5)
+    np.testing.assert_allclose(found[radius <= width - 4, 2], full[radius <= width - 4, 2], atol=3e-5)
     assert width - 1 == 2 * 2.5
 
 
@@ -146,8 +146,11 @@ def test_prior_makes_the_filter_the_fsc():
     precision = solve.prior_precision(fsc_of_halves, weights)
     expected = np.clip(fsc_of_halves, 1e-3, 0.999)
     np.testing.assert_allclose(weights / (weights + precision), expected, rtol=1e-9)
-    neutral = solve.neutral_precision(weights)
-    np.testing.assert_allclose(weights / (weights + neutral), 1 / (1 + solve.NEUTRAL_PRECISION))
+
+
+def test_a_map_without_a_filter_is_hardly_damped():
+    weights = generator(5).uniform(0.1, 90, 7)
+    np.testing.assert_allclose(weights / (weights + solve.weight_floor(weights)), 1, atol=2e-3)
 
 
 @pytest.mark.parametrize(("box", "shell_max"), [(8, 3), (8, 4), (9, 4)])

@@ -322,6 +322,7 @@ def test_scale_of_a_particle_that_shows_little_stays_near_one():
     assert np.ptp(scales, axis=0).max() < 0.3
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("search", [everywhere(), nearby(5)], ids=["global", "local"])
 def test_images_that_are_not_numbers_leave_the_sums_alone(clear, search):
     batch = take(clear.near_the_truth(), slice(7))
@@ -416,7 +417,8 @@ def test_a_symmetric_particle_is_sought_in_the_asymmetric_unit():
     search = everywhere()
     grid = expectation.global_grid(particles.reference, search, group)
     whole = expectation.global_grid(particles.reference, search, NOBODY)
-    assert len(grid.psi) == pytest.approx(len(whole.psi) / 4, rel=0.1) and len(grid.slices) == len(grid.psi)
+    # A quarter of all views, and the cells that stick out of it.
+    assert 0.25 <= len(grid.psi) / len(whole.psi) < 0.4 and len(grid.slices) == len(grid.psi)
     rotations = sampling.rotation_matrices(search.levels[0].order, grid.pixel, grid.psi, TURN)
     pixels = half_plane(search.levels[0].shell)
     np.testing.assert_array_equal(grid.slices, slices.extract(particles.reference, rotations, pixels))
@@ -443,6 +445,7 @@ def test_power_is_the_mean_square_of_the_transform():
     assert count.tolist() == [3, 0, 2]
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 def test_back_projection_at_given_poses(clear):
     """C X moved to its origin, with weight C^2; images and CTFs that are not numbers left out."""
     batch = take(clear.batch, slice(5))._replace(
@@ -451,8 +454,10 @@ def test_back_projection_at_given_poses(clear):
     images = batch.images.copy()
     images[2, 1, 1] = np.nan
     pixels, volume = half_plane(9), np.zeros((*slices.volume_shape(9), 3), dtype=np.float32)
-    usable = expectation.back_project(volume, batch._replace(images=images), pixels)
-    assert usable.tolist() == [True, True, False, True, True]
+    transfer = batch.ctf.copy()
+    transfer[3, 7] = np.nan
+    usable = expectation.back_project(volume, batch._replace(images=images, ctf=transfer), pixels)
+    assert usable.tolist() == [True, True, False, False, True]
     expected = np.zeros_like(volume)
     for row in np.flatnonzero(usable):
         packed = pack(pixels, fft.rfft2(batch.images[row] / batch.norm[row]))

@@ -42,8 +42,8 @@ CURVE = np.array([1, 0.99, 0.9, 0.7, 0.5, 0.2, -0.1, 0.4, 0.3])
 HALVES = HalfFsc(unmasked=np.full(9, 0.05), masked=CURVE)
 
 
-def close(found, expected):
-    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+def close(found, expected, tolerance=2e-5):
+    np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", ["C1", "D2"])
@@ -55,7 +55,9 @@ def test_assembled_slabs_are_the_whole(name):
 
 def test_plain_map_is_not_filtered_and_on_the_scale_of_the_images():
     for weight in (0.01, 700.0):
-        close(maximisation.plain_map(accumulator_of(FIRST, weight), SHELL, BOX), filtered(FIRST, np.ones(SHELL + 1)))
+        found = maximisation.plain_map(accumulator_of(FIRST, weight), SHELL, BOX)
+        # A thousandth of the mean weight is added, so that no voxel is divided by almost nothing.
+        close(found, filtered(FIRST, np.ones(SHELL + 1)), 1.5e-3)
 
 
 def test_regularised_map_is_filtered_by_the_masked_fsc():
