@@ -3,6 +3,7 @@
 The same graph runs on local threads, local processes or any Dask cluster; which one never changes a result.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,12 @@ def check_kind(kind: str) -> None:
         raise InputError(f"--cluster {kind!r} is not known here; expected one of {KINDS}")
     if not Path(kind).is_file():
         raise InputError(f"--cluster {kind}: there is no such scheduler file; start the scheduler with it first")
+    try:
+        address = json.loads(Path(kind).read_text())["address"]
+    except (OSError, ValueError, KeyError, TypeError):
+        address = None
+    if not isinstance(address, str):
+        raise InputError(f"--cluster {kind}: not a scheduler file, it has no address; start the scheduler with it")
 
 
 @contextmanager

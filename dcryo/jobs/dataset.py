@@ -192,11 +192,14 @@ def load_mask(store: Store, diameter_A: float | None, path: Path | None) -> tupl
     box, pixel = store.box_px, store.pixel_size_A
     width = box * pixel
     diameter = diameter_A or _DEFAULT_DIAMETER * width
-    if not 4 * pixel < diameter <= width:
-        raise InputError(f"--mask-diameter {diameter:g} A: expected more than {4 * pixel:g} A and at most the box, "
-                         f"{width:g} A")  # fmt: skip
+    if not 2 * _MASK_EDGE_PX * pixel < diameter <= width:
+        raise InputError(
+            f"--mask-diameter {diameter:g} A: expected more than {2 * _MASK_EDGE_PX * pixel:g} A and at most the box, "
+            f"{width:g} A"
+        )
     if path is None:
-        return masks.sphere(box, diameter / pixel, _MASK_EDGE_PX), diameter
+        # At half height where the user puts the edge.
+        return masks.sphere(box, diameter / pixel - _MASK_EDGE_PX, _MASK_EDGE_PX), diameter
     given = mrc.read_map(path)
     if given.array.shape != (box,) * 3 or abs(given.voxel_size_A / pixel - 1) > 0.01:
         raise InputError(

@@ -11,11 +11,13 @@ import numpy as np
 from numba import njit
 
 from dcryo.kernels import fft
+from dcryo.kernels.masks import sphere
 from dcryo.kernels.shells import shell_number
 from dcryo.kernels.slices import PADDING, gridding_correction, half_width
 
 # Voxels that hardly any slice touched are not divided by almost nothing: this part of the mean weight is added to all.
 _WEIGHT_FLOOR = 1e-3
+_CORNER_EDGE_PX = 3.0
 # An FSC of exactly one would ask for no regularisation at all.
 _FSC_MAX = 0.999
 
@@ -129,8 +131,8 @@ def weight_floor(weights: np.ndarray) -> np.ndarray:
 def divide(accumulator: np.ndarray, precision: np.ndarray, box_px: int) -> np.ndarray:
     """The map of an accumulator from `complete`.
 
-    precision: (shell_max + 1,) 1 / tau^2 per shell. Voxels past shell_max, and those that nothing touched, are zero.
-    Returns (D, D, D) float32.
+    precision: (shell_max + 1,) 1 / tau^2 per shell. Frequencies past shell_max, and those that nothing touched, are
+    zero, and so are the corners outside the sphere that the box holds. Returns (D, D, D) float32.
     """
     shell_max = len(precision) - 1
     if half_width(shell_max) + 1 != accumulator.shape[2]:
@@ -144,4 +146,6 @@ def divide(accumulator: np.ndarray, precision: np.ndarray, box_px: int) -> np.nd
     volume = fft.padded_inverse(transform, PADDING * box_px, box_px)
     envelope = gridding_correction(box_px).astype(np.float32)
     volume /= envelope[:, None, None] * envelope[:, None] * envelope
+    # Views turn the corners of the box out of their images, and the correction makes most of the noise there.
+    volume *= sphere(box_px, box_px, _CORNER_EDGE_PX)
     return volume

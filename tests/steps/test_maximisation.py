@@ -33,7 +33,8 @@ def filtered(volume, filter_of_shell):
     shells = np.floor(radius / 2 + 0.5).astype(int)
     gain = np.where(shells <= SHELL, np.append(filter_of_shell, 0)[np.minimum(shells, SHELL + 1)], 0)
     transform = naive.full_transform(naive.embedded(volume * envelope, 2 * BOX)) * gain
-    return np.fft.fftshift(np.fft.ifftn(transform).real)[(slice(BOX // 2, BOX // 2 + BOX),) * 3] / envelope
+    cropped = np.fft.fftshift(np.fft.ifftn(transform).real)[(slice(BOX // 2, BOX // 2 + BOX),) * 3] / envelope
+    return cropped * sphere(BOX, BOX, 3.0)  # the corners are blank
 
 
 FIRST, SECOND = noise(BOX, BOX, BOX), noise(BOX, BOX, BOX, seed=1)
