@@ -22,7 +22,8 @@ from dcryo.steps.expectation import Batch
 BATCH = 64
 _SHARDS_PER_HALF = 8
 _SMALLEST_SHARD, _LARGEST_SHARD = 64, 4096
-_MASK_EDGE_PX = 5.0
+# The soft edge of the spherical mask, outside its diameter.
+_MASK_EDGE_A, _LEAST_MASK_EDGE_PX = 10.0, 3.0
 # Share of the box that the particle is taken to fill where the user does not say.
 _DEFAULT_DIAMETER = 0.85
 
@@ -192,14 +193,12 @@ def load_mask(store: Store, diameter_A: float | None, path: Path | None) -> tupl
     box, pixel = store.box_px, store.pixel_size_A
     width = box * pixel
     diameter = diameter_A or _DEFAULT_DIAMETER * width
-    if not 2 * _MASK_EDGE_PX * pixel < diameter <= width:
+    if not 4 * pixel < diameter <= width:
         raise InputError(
-            f"--mask-diameter {diameter:g} A: expected more than {2 * _MASK_EDGE_PX * pixel:g} A and at most the box, "
-            f"{width:g} A"
+            f"--mask-diameter {diameter:g} A: expected more than {4 * pixel:g} A and at most the box, {width:g} A"
         )
     if path is None:
-        # At half height where the user puts the edge.
-        return masks.sphere(box, diameter / pixel - _MASK_EDGE_PX, _MASK_EDGE_PX), diameter
+        return masks.sphere(box, diameter / pixel, max(_MASK_EDGE_A / pixel, _LEAST_MASK_EDGE_PX)), diameter
     given = mrc.read_map(path)
     if given.array.shape != (box,) * 3 or abs(given.voxel_size_A / pixel - 1) > 0.01:
         raise InputError(
