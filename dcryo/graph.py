@@ -4,8 +4,8 @@ A graph is a function of the data set alone, but for the keys of its tasks; wher
 the order of any sum.
 """
 
+import threading
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +16,8 @@ from dask.delayed import delayed
 from threadpoolctl import threadpool_limits
 
 from dcryo.cluster import Cluster
+
+_thread = threading.local()
 
 
 def call(function: Callable, *arguments: Any, name: str, parts: int | None = None) -> Any:
@@ -34,10 +36,11 @@ def _single_threaded(function: Callable, *arguments: Any) -> Any:
     return function(*arguments)
 
 
-@cache
 def _limit_native_threads() -> None:
-    """Once per process: BLAS and OpenMP stay on their task's thread, so that tasks alone fill the cores."""
-    threadpool_limits(1)
+    """BLAS and OpenMP stay on their task's thread, so that tasks alone fill the cores; OpenMP counts per thread."""
+    if not getattr(_thread, "limited", False):
+        threadpool_limits(1)
+        _thread.limited = True
 
 
 def tree_sum(terms: Sequence[Task], name: str) -> Task:

@@ -1,7 +1,11 @@
 """Data sets and runs that take seconds, for the tests of jobs."""
 
 import hashlib
-from collections.abc import Sequence
+import importlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +37,46 @@ def imported(source: Path, out: Path, **options: Any) -> Store:
 def digests(folder: Path, names: Sequence[str] = REFINED) -> dict[str, str]:
     """Digest of the bytes of each file."""
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def started(target: Callable[..., None], *arguments: Any) -> multiprocessing.Process:
+    """A process of its own, forked off one that has imported dcryo and done nothing: it starts at once.
+
+    Its target has to be a function of a module that is found by name, such as those here.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny", "dcryo.cli", "dcryo.jobs.refine"])
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def command(words: Sequence[str], constants: dict[str, int], dies_at: tuple[str, str, int] | None = None) -> None:
+    """Run a command line and end the process with its status.
+
+    constants: "module:name" -> value to set before; dies_at: "module" or "module:class", function and which call of it
+    the process is killed at, by the signal that cannot be caught.
+    """
+    from dcryo import cli
+
+    for name, value in constants.items():
+        module, _, constant = name.partition(":")
+        setattr(importlib.import_module(module), constant, value)
+    if dies_at is not None:
+        _die_at(*dies_at)
+    os._exit(cli.main(list(words)))
+
+
+def _die_at(owner: str, name: str, call: int) -> None:
+    module, _, inner = owner.partition(":")
+    holder = importlib.import_module(module)
+    holder = getattr(holder, inner) if inner else holder
+    before, calls = getattr(holder, name), []
+
+    def dying(*given: Any, **named: Any) -> Any:
+        calls.append(name)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return before(*given, **named)
+
+    setattr(holder, name, dying)

@@ -59,7 +59,7 @@ def _coarse_bytes(search: Search, operators: int) -> int:
 def maximisation_bytes(shell_max: int, operators: int) -> int:
     """Peak of the task that completes the sums of a half: the slabs, the whole, its mates and the smooth weights."""
     copies = 3 if operators == 1 else 4
-    return _voxels(shell_max) * (12 * copies + 4 * 4)
+    return _voxels(shell_max) * (12 * copies + 4 * 5)
 
 
 def back_projection_bytes(box_px: int) -> int:

@@ -62,8 +62,7 @@ class ClusterOptions(JobOptions):
 
     cluster: str = Field(
         "threads",
-        description="where the work runs: threads, processes, tcp://HOST:PORT, FILE.json (a scheduler file), "
-        "slurm or kubernetes",
+        description="where the work runs: threads, processes, tcp://HOST:PORT or FILE.json (a scheduler file)",
     )
     workers: int | None = Field(None, gt=0, description="number of workers (default: one per core)")
 

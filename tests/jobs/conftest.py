@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 
-from dcryo.data.store import Store
+from dcryo.data.store import Store, select
 from dcryo.jobs.simulate import SimulateResult
 
 
@@ -19,6 +20,12 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> SimulateResult:
 def store(simulated: SimulateResult, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Those particles, poses unknown."""
     return tiny.imported(simulated.particles_star, tmp_path_factory.mktemp("tiny") / "particles.zarr")
+
+
+@pytest.fixture(scope="session")
+def few(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The first 64 of them."""
+    return select(store, np.arange(64), tmp_path_factory.mktemp("tiny") / "few.zarr")
 
 
 @pytest.fixture(scope="session")

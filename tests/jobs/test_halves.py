@@ -14,7 +14,7 @@ import tiny
 from dcryo.data import mrc, star
 from dcryo.data.curves import read_curves
 from dcryo.data.run import Run
-from dcryo.data.store import Store
+from dcryo.data.store import Store, select
 from dcryo.jobs import dataset
 from dcryo.jobs.reconstruct import ReconstructOptions, reconstruct
 from dcryo.jobs.refine import RefineOptions, refine
@@ -23,12 +23,13 @@ from dcryo.steps import maximisation
 from dcryo.steps.maximisation import HalfFsc
 
 Images = np.ndarray
+COUNT = 80
 SHELLS = tiny.BOX_PX // 2 + 1
 
 
 @pytest.fixture(autouse=True)
 def several_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "_SMALLEST_SHARD", 24)
+    monkeypatch.setattr(dataset, "_SMALLEST_SHARD", 16)
 
 
 def permuted(images: Images) -> Images:
@@ -55,8 +56,8 @@ def changed_store(simulated: SimulateResult, tmp_path: Path) -> Callable[[Callab
 
     def make(change: Callable[[Images], Images]) -> Store:
         folder = tmp_path / "changed"
-        particles = star.read_particles(simulated.truth_star)
-        images = mrc.open_stack(simulated.truth_star.with_name("particles.mrcs")).read(np.arange(len(particles)))
+        particles = star.read_particles(simulated.truth_star).take(np.arange(COUNT))
+        images = mrc.open_stack(simulated.truth_star.with_name("particles.mrcs")).read(np.arange(COUNT))
         second = particles["half"] == 2
         images[second] = change(images[second])
         folder.mkdir()
@@ -74,9 +75,10 @@ def changed_store(simulated: SimulateResult, tmp_path: Path) -> Callable[[Callab
 
 @pytest.fixture(scope="module")
 def exact(simulated: SimulateResult, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """As `posed`, in float32 like the changed stores."""
+    """The first of `posed`, in float32 like the changed stores."""
     folder = tmp_path_factory.mktemp("halves")
-    return tiny.imported(simulated.truth_star, folder / "exact.zarr", dtype="float32")
+    whole = tiny.imported(simulated.truth_star, folder / "exact.zarr", dtype="float32")
+    return select(whole, np.arange(COUNT), folder / "first.zarr")
 
 
 def rows_of_half(run: Path, half: int) -> list[str]:

@@ -146,7 +146,8 @@ def test_maps_are_the_results_and_half_maps_are_as_they_are(refined: Refined) ->
         assert half[corner].std() > 0.1 * half[~corner].std()
         assert power[BOX // 2] > 0.05 * power[BOX // 4]
     mask = refined.mask
-    assert mask.min() == 0 and mask.max() == 1 and mask.sum() == pytest.approx(4.19 * (0.33 * BOX + 2.5) ** 3, rel=0.1)
+    assert mask.min() == 0 and mask.max() == 1
+    assert 0.4 < np.cbrt(mask.sum() / 4.19) / (0.66 * BOX) < 0.65
 
 
 def test_the_fsc_is_that_of_the_maps_that_are_written(refined: Refined) -> None:
@@ -263,9 +264,9 @@ def test_a_finished_run_that_is_resumed_is_read_back(refined: Refined, capsys, t
     np.testing.assert_allclose(again.particles["origin_A"], refined.result.particles["origin_A"], atol=1e-5)
 
 
-def test_overwriting_leaves_nothing_of_the_run_before(store: Store, reference: Path, tmp_path: Path, capsys) -> None:
+def test_overwriting_leaves_nothing_of_the_run_before(few: Store, reference: Path, tmp_path: Path, capsys) -> None:
     out, given = tmp_path / "out", ["--mask-diameter", "120", "--max-iterations"]
-    command = ["refine", str(store.path), "--reference", str(reference), "--out", str(out), *given]
+    command = ["refine", str(few.path), "--reference", str(reference), "--out", str(out), *given]
     assert cli.main([*command, "2"]) == 0
     (out / "fsc_truth.csv").write_text("of the run before")
     (out / "notes.txt").write_text("mine")
@@ -285,11 +286,15 @@ def options(store: Store, reference: Path, out: Path, **more: object) -> RefineO
     return RefineOptions(store=store.path, reference=reference, out=out, **given)
 
 
+@pytest.mark.parametrize("damaged", [False, True])
 def test_a_run_that_failed_goes_on(
-    store: Store, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: Store, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
 ) -> None:
-    """The error is in the record, nothing is half written, and the run ends with the bits of one that did not fail."""
-    whole = options(store, reference, tmp_path / "whole", max_iterations=2)
+    """The error is in the record, nothing is half written, and the run ends with the bits of one that did not fail.
+
+    Also where the last checkpoint was damaged on the disk.
+    """
+    whole = options(few, reference, tmp_path / "whole", max_iterations=2)
     refine(whole, progress=tiny.quiet)
 
     def full(*_: object) -> float:
@@ -304,18 +309,22 @@ def test_a_run_that_failed_goes_on(
     assert {path.name for path in broken.out.iterdir()} == {"run.json", "checkpoints"}
     with pytest.raises(InputError, match="--resume"):
         refine(broken, progress=tiny.quiet)
+    if damaged:
+        with (broken.out / "checkpoints" / "000001" / "references.npy").open("r+b") as file:
+            file.seek(5000)
+            file.write(b"damage")
     refine(broken.model_copy(update={"resume": True}), progress=tiny.quiet)
     assert tiny.digests(broken.out) == tiny.digests(whole.out)
     assert len(Run.open(broken.out).record["iterations"]) == 2
 
 
-def test_the_grey_scale_of_the_reference_does_not_matter(store: Store, reference: Path, tmp_path: Path) -> None:
+def test_the_grey_scale_of_the_reference_does_not_matter(few: Store, reference: Path, tmp_path: Path) -> None:
     """Nor does a constant added to it: half maps of one iteration, in which poses are found against it."""
     array = mrc.read_map(reference).array
     maps = []
     for number, factor in enumerate((1.0, 1e4, 1e-5)):
         mrc.write_map(tmp_path / "reference.mrc", factor * array, tiny.PIXEL_SIZE_A)
-        given = options(store, tmp_path / "reference.mrc", tmp_path / f"out{number}")
+        given = options(few, tmp_path / "reference.mrc", tmp_path / f"out{number}")
         maps.append(refine(given, progress=tiny.quiet).half_maps[0])
     for other in maps[1:]:
         assert np.corrcoef(maps[0].ravel(), other.ravel())[0, 1] > 0.999
@@ -323,30 +332,30 @@ def test_the_grey_scale_of_the_reference_does_not_matter(store: Store, reference
 
 @pytest.mark.parametrize(("box_px", "pixel_size_A"), [(48, 4.0), (32, 8.0), (26, 7.3), (49, 5.0), (31, 6.0), (40, 6.0)])
 def test_a_reference_of_another_box_and_pixel_size(
-    store: Store, reference: Path, tmp_path: Path, box_px: int, pixel_size_A: float
+    few: Store, reference: Path, tmp_path: Path, box_px: int, pixel_size_A: float
 ) -> None:
     known = mrc.read_map(reference).array
     smooth = filters.lowpass(known, tiny.PIXEL_SIZE_A, 25.0)
     scaled = filters.pad_or_crop(filters.resample_volume(smooth, tiny.PIXEL_SIZE_A / pixel_size_A), box_px)
     path = tmp_path / "reference.mrc"
     mrc.write_map(path, scaled, pixel_size_A)
-    found = dataset.load_reference(store, path)
+    found = dataset.load_reference(few, path)
     assert found.shape == (tiny.BOX_PX,) * 3 and found.dtype == np.float32
     assert np.corrcoef(found.ravel(), smooth.ravel())[0, 1] > 0.9995
     assert np.vdot(found, smooth) / np.vdot(smooth, smooth) == pytest.approx(1, abs=0.01)
 
 
-def test_a_reference_whose_voxel_size_cannot_be_is_refused(store: Store, reference: Path, tmp_path: Path) -> None:
+def test_a_reference_whose_voxel_size_cannot_be_is_refused(few: Store, reference: Path, tmp_path: Path) -> None:
     mrc.write_map(tmp_path / "reference.mrc", mrc.read_map(reference).array, 600.0)
     with pytest.raises(InputError, match="voxels of 600 A, where the particles have 6 A"):
-        dataset.load_reference(store, tmp_path / "reference.mrc")
+        dataset.load_reference(few, tmp_path / "reference.mrc")
 
 
-def test_a_mask_that_is_given_is_used(store: Store, reference: Path, tmp_path: Path) -> None:
+def test_a_mask_that_is_given_is_used(few: Store, reference: Path, tmp_path: Path) -> None:
     mask = np.zeros((tiny.BOX_PX,) * 3, np.float32)
     mask[8:24, 8:24, 8:24] = 1
     mrc.write_map(tmp_path / "mask.mrc", mask, tiny.PIXEL_SIZE_A)
-    given = options(store, reference, tmp_path / "out", mask=tmp_path / "mask.mrc")
+    given = options(few, reference, tmp_path / "out", mask=tmp_path / "mask.mrc")
     result = refine(given, progress=tiny.quiet)
     np.testing.assert_array_equal(mrc.read_map(tmp_path / "out" / "mask.mrc").array, mask)
     first, second = result.half_maps
@@ -355,13 +364,13 @@ def test_a_mask_that_is_given_is_used(store: Store, reference: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("iterations", [1, 2])
-def test_iterations_stop_where_told(store: Store, reference: Path, tmp_path: Path, iterations: int) -> None:
+def test_iterations_stop_where_told(few: Store, reference: Path, tmp_path: Path, iterations: int) -> None:
     lines: list[str] = []
 
     def tell(line: str, /, *, end: str = "\n") -> None:
         lines.append(line)
 
-    result = refine(options(store, reference, tmp_path / "out", max_iterations=iterations), progress=tell)
+    result = refine(options(few, reference, tmp_path / "out", max_iterations=iterations), progress=tell)
     assert result.iterations == iterations
     assert [line.split(":")[0] for line in lines[1:]] == [f"iteration {n}" for n in range(1, iterations + 1)]
     # Whenever the last iteration is, it goes to Nyquist.

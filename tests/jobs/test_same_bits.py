@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -28,27 +27,7 @@ from dcryo.steps import search
 # Of 96 particles: three shards a half, a tree that is not balanced, and searches both global and local.
 PARTICLES, SMALLEST_SHARD, LOCAL_ORDER = 96, 16, 4
 SLOW = pytest.mark.slow
-PROGRAM = textwrap.dedent(
-    f"""
-    import os, signal, sys
-    from dcryo import cli
-    from dcryo.jobs import dataset
-    from dcryo.steps import search
-
-    dataset._SMALLEST_SHARD, search._LOCAL_ORDER = {SMALLEST_SHARD}, {LOCAL_ORDER}
-
-    def die_at(module, name, call=1):
-        calls, before = [], getattr(module, name)
-
-        def dying(*given, **named):
-            calls.append(name)
-            if len(calls) == call:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return before(*given, **named)
-
-        setattr(module, name, dying)
-    """
-)
+CONSTANTS = {"dcryo.jobs.dataset:_SMALLEST_SHARD": SMALLEST_SHARD, "dcryo.steps.search:_LOCAL_ORDER": LOCAL_ORDER}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +81,17 @@ def test_processes(given: Given, tmp_path: Path, workers: int) -> None:
     assert tiny.digests(tmp_path / "out") == given.expected
 
 
-def test_another_seed_gives_other_bits(given: Given, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def another(given: Given, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The files of a run with another seed."""
+    out = tmp_path_factory.mktemp("another") / "out"
+    refine(given.options(out, seed=1), progress=tiny.quiet)
+    return tiny.digests(out)
+
+
+def test_another_seed_gives_other_bits(given: Given, another: dict[str, str]) -> None:
     """So that equal bits above are no accident of files that never change."""
-    refine(given.options(tmp_path / "out", seed=1), progress=tiny.quiet)
-    found = tiny.digests(tmp_path / "out")
-    assert [name for name in found if found[name] == given.expected[name]] == ["mask.mrc"]
+    assert [name for name in another if another[name] == given.expected[name]] == ["mask.mrc"]
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +123,10 @@ def wait_for(true: object, seconds: float) -> None:
         time.sleep(0.01)
 
 
-def test_a_shared_scheduler(given: Given, scheduler: Path, tmp_path: Path) -> None:
+def test_a_shared_scheduler(given: Given, another: dict[str, str], scheduler: Path, tmp_path: Path) -> None:
     """By scheduler file and by address, two runs at the same time that must not get each other's results."""
     address = json.loads(scheduler.read_text())["address"]
     assert address.startswith("tcp://")
-    refine(given.options(tmp_path / "other", seed=1), progress=tiny.quiet)
     runs = [
         given.options(tmp_path / "file", cluster=str(scheduler)),
         given.options(tmp_path / "address", cluster=address, seed=1),
@@ -153,7 +137,7 @@ def test_a_shared_scheduler(given: Given, scheduler: Path, tmp_path: Path) -> No
     for thread in threads:
         thread.join()
     assert tiny.digests(tmp_path / "file") == given.expected
-    assert tiny.digests(tmp_path / "address") == tiny.digests(tmp_path / "other")
+    assert tiny.digests(tmp_path / "address") == another
 
 
 def test_a_worker_killed_in_mid_iteration(given: Given, tmp_path: Path) -> None:
@@ -188,80 +172,75 @@ def test_a_worker_killed_in_mid_iteration(given: Given, tmp_path: Path) -> None:
     assert tiny.digests(tmp_path / "out") == given.expected
 
 
-def command(given: Given, out: Path, before: str = "") -> subprocess.Popen:
-    program = f"{PROGRAM}\n{before}\nsys.exit(cli.main(sys.argv[1:]))"
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *given.words(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-
-
 @SLOW
 def test_a_driver_killed_at_random_moments(given: Given, tmp_path: Path) -> None:
     out, kills = tmp_path / "out", 0
-    moments = np.random.Generator(np.random.Philox(key=6)).uniform(0.0, 2.0, 5)
-    for moment_s in moments.tolist():
-        process = command(given, out)
-        record = out / "run.json"
+    record = out / "run.json"
+    for moment_s in np.random.Generator(np.random.Philox(key=6)).uniform(0.0, 2.0, 8).tolist():
         known = record.read_bytes() if record.is_file() else b""
-        # The clock starts when the run does, not while Python imports.
-        wait_for(lambda: process.poll() is not None or (record.is_file() and record.read_bytes() != known), 60)  # noqa: B023
+        process = tiny.started(tiny.command, given.words(out), CONSTANTS)
+        # The clock starts when the run does.
+        while process.is_alive() and (not record.is_file() or record.read_bytes() == known):
+            time.sleep(0.005)
         time.sleep(moment_s)
         process.kill()
-        _, errors = process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
-    last = command(given, out)
-    _, errors = last.communicate()
-    assert last.returncode == 0, errors.decode()
-    assert kills > 2
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
+        kills += process.exitcode == -signal.SIGKILL
+    process = tiny.started(tiny.command, given.words(out), CONSTANTS)
+    process.join()
+    assert process.exitcode == 0 and kills > 2
     assert tiny.digests(out) == given.expected
-    record = Run.open(out).record
-    assert [row["iteration"] for row in record["iterations"]] == [1, 2, 3]
+    assert [row["iteration"] for row in Run.open(out).record["iterations"]] == [1, 2, 3]
     assert not (out / "scratch").exists()
 
 
 WORST = {
-    "tasks of the second iteration": "from dcryo.steps import expectation; die_at(expectation, 'fold', 9)",
-    "iteration recorded, not committed": "from dcryo.data.run import Run; die_at(Run, 'save_checkpoint')",
-    "checkpoint written, not renamed": "import pathlib; die_at(pathlib.Path, 'rename')",
-    "a reference half written": "from dcryo.jobs import em; die_at(em.np, 'save')",
-    "one half map written": "from dcryo.data import mrc; die_at(mrc, 'write_map', 2)",
-    "all written, not recorded": "from dcryo.data.run import Run; die_at(Run, 'done')",
+    "shards of the second iteration": ("dcryo.steps.expectation", "fold", 9),
+    "iteration recorded, not committed": ("dcryo.data.run:Run", "save_checkpoint", 1),
+    "checkpoint written, not renamed": ("pathlib:Path", "rename", 1),
+    "a reference half written": ("numpy", "save", 1),
+    "one half map written": ("dcryo.data.mrc", "write_map", 2),
+    "all written, not recorded": ("dcryo.data.run:Run", "done", 1),
 }
 
 
 def test_a_driver_killed_at_the_worst_moments(given: Given, tmp_path: Path) -> None:
     """One run that dies at each of these in turn."""
-    for moment, death in WORST.items():
-        process = command(given, tmp_path / "out", death)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL, moment
-    process = command(given, tmp_path / "out")
-    assert process.communicate() and process.returncode == 0
-    assert tiny.digests(tmp_path / "out") == given.expected
-    assert len(Run.open(tmp_path / "out").record["resumed"]) == len(WORST)
+    out = tmp_path / "out"
+    for moment, dies_at in WORST.items():
+        process = tiny.started(tiny.command, given.words(out), CONSTANTS, dies_at)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, moment
+        assert Run.open(out).record["status"] == "running"
+    process = tiny.started(tiny.command, given.words(out), CONSTANTS)
+    process.join()
+    assert process.exitcode == 0
+    assert tiny.digests(out) == given.expected
+    assert len(Run.open(out).record["resumed"]) == len(WORST)
+    assert not (out / "scratch").exists()
 
 
 @SLOW
 def test_no_worker_outlives_its_driver(given: Given, tmp_path: Path) -> None:
-    program = f"{PROGRAM}\nsys.exit(cli.main(sys.argv[1:]))"
     words = [word.replace("threads", "processes") for word in given.words(tmp_path / "out")]
-    process = subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.DEVNULL)
+    process = tiny.started(tiny.command, words, CONSTANTS)
     scratch = tmp_path / "out" / "scratch"
-    wait_for(lambda: scratch.is_dir() and any(scratch.iterdir()), 60)
+    while not (scratch.is_dir() and any(scratch.iterdir())):
+        assert process.is_alive()
+        time.sleep(0.01)
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 2
     process.kill()
-    process.wait()
     alive = psutil.wait_procs(children, timeout=20)[1]
     for child in alive:
         child.kill()
     assert not alive
 
 
-@pytest.mark.parametrize("where", [{"cluster": "threads", "workers": 3}, {"cluster": "processes", "workers": 2}])
-def test_reconstruct(posed: Store, tmp_path: Path, where: dict) -> None:
-    for name, options in (("expected", {"cluster": "synchronous"}), ("found", where)):
+@pytest.mark.parametrize("where", ["threads", pytest.param("processes", marks=SLOW)])
+def test_reconstruct(posed: Store, tmp_path: Path, where: str) -> None:
+    for name, options in (("expected", {"cluster": "synchronous"}), ("found", {"cluster": where, "workers": 3})):
         reconstruct(ReconstructOptions(store=posed.path, out=tmp_path / name, **options), progress=tiny.quiet)
     names = (*tiny.MAPS, "fsc.csv")
     assert tiny.digests(tmp_path / "found", names) == tiny.digests(tmp_path / "expected", names)
