@@ -47,19 +47,13 @@ def test_local_threads(kind: str, workers: int | None, count: int) -> None:
         assert f"{found.workers} local thread" in found.description
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+# Tasks of the tests below are functions that a worker can import: not of this module, which it does not find.
 
 
 def test_a_task_that_kills_its_workers_is_a_run_that_failed() -> None:
     message = r"several workers died .* at the task hungry-.*, most often for want of memory; go on with --resume"
     with pytest.raises(RunError, match=message), connect("processes", 1) as found:
-        graph.compute(graph.call(die, name="hungry"), found)
-
-
-def lose_the_scheduler(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
-    time.sleep(5)
+        graph.compute(graph.call(signal.raise_signal, signal.SIGKILL, name="hungry"), found)
 
 
 def test_a_scheduler_that_is_lost_is_a_run_that_failed(tmp_path: Path) -> None:
@@ -76,7 +70,8 @@ def test_a_scheduler_that_is_lost_is_a_run_that_failed(tmp_path: Path) -> None:
             command = [sys.executable, "-m", "dask", "worker", *where, "--no-nanny"]
             worker = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path)
             with pytest.raises(RunError, match="connection to the scheduler was lost"), connect(str(file)) as found:
-                graph.compute(graph.call(lose_the_scheduler, scheduler.pid, name="last"), found)
+                program = f"kill -9 {scheduler.pid}; sleep 5"
+                graph.compute(graph.call(subprocess.run, ["sh", "-c", program], name="last"), found)
         finally:
             for process in filter(None, (scheduler, worker)):
                 process.kill()

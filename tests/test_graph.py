@@ -18,7 +18,14 @@ def tree(numbers: list[np.float32]) -> np.float32:
     """Sums of neighbours, level by level, an odd one out carried along."""
     while len(numbers) > 1:
         pairs = [first + second for first, second in zip(numbers[::2], numbers[1::2], strict=False)]
-        random = np.random.default_rng(count)
+        numbers = pairs + numbers[2 * len(pairs) :]
+    return numbers[0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 13])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_sums_are_a_tree_of_the_terms_in_their_order(count: int, workers: int) -> None:
+    random = np.random.default_rng(count)
     numbers = (random.standard_normal(count) * 10.0 ** random.permutation(count)).astype(np.float32)
     with connect("threads", workers) as cluster:
         total = graph.tree_sum([graph.call(value, number, name="value") for number in numbers], name="sum")

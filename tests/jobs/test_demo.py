@@ -59,6 +59,7 @@ def test_what_is_printed_is_what_was_found(out: Path, capsys) -> None:
     assert tiny.digests(out / "refined") == before
 
 
+@pytest.mark.slow
 def test_a_demonstration_that_was_stopped_goes_on(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the import: what is there is not made again, and the maps are those of one that was not stopped."""
     options = DemoOptions(out=tmp_path / "out", particles=120, box_px=40, snr=1.0, symmetry="D2")

@@ -136,7 +136,7 @@ def test_one_iteration(exact: Store, changed_store, reference: Path, tmp_path: P
     assert differ(tmp_path / "one", tmp_path / "other", 2)
 
 
-@pytest.mark.parametrize("change", [permuted, bad])
+@pytest.mark.parametrize("change", [permuted, pytest.param(bad, marks=pytest.mark.slow)])
 def test_all_iterations_with_a_given_fsc(
     exact: Store, changed_store, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change
 ) -> None:

@@ -82,7 +82,7 @@ def make(folder: Path, particles: int, symmetry: str, iterations: int, snr: floa
 
 @pytest.fixture(scope="module")
 def refined(tmp_path_factory: pytest.TempPathFactory) -> Refined:
-    return make(tmp_path_factory.mktemp("refine"), 200, "C1", 5)
+    return make(tmp_path_factory.mktemp("refine"), 200, "C1", 4)
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def words(run: Refined, out: Path, *more: object) -> list[str]:
 def test_a_finished_run_that_is_resumed_is_read_back(refined: Refined, capsys, tmp_path: Path) -> None:
     out = tmp_path / "copy"
     shutil.copytree(refined.out, out)
-    same = ["--mask-diameter", 0.66 * BOX * PIXEL, "--max-iterations", 5]
+    same = ["--mask-diameter", 0.66 * BOX * PIXEL, "--max-iterations", 4]
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert cli.main(words(refined, out, *same, "--resume", "--cluster", "processes")) == 0
     assert capsys.readouterr().out.strip().startswith(refined.result.summary().replace(str(refined.out), str(out)))
@@ -253,7 +253,7 @@ def test_a_finished_run_that_is_resumed_is_read_back(refined: Refined, capsys, t
     assert {path: path.read_bytes() for path in out.rglob("*") if path in before} == before
     assert cli.main(words(refined, out, *same)) == 2
     assert "holds a run already" in capsys.readouterr().err
-    assert cli.main(words(refined, out, "--mask-diameter", 80, "--max-iterations", 5, "--resume")) == 2
+    assert cli.main(words(refined, out, "--mask-diameter", 80, "--max-iterations", 4, "--resume")) == 2
     assert "option mask_diameter_A is 84.48 there, 80.0 now" in capsys.readouterr().err
     options = RefineOptions(**json.loads((out / "run.json").read_text())["options"] | {"out": out, "resume": True})
     again = refine(options, progress=tiny.quiet)
@@ -264,14 +264,14 @@ def test_a_finished_run_that_is_resumed_is_read_back(refined: Refined, capsys, t
     np.testing.assert_allclose(again.particles["origin_A"], refined.result.particles["origin_A"], atol=1e-5)
 
 
-def test_overwriting_leaves_nothing_of_the_run_before(few: Store, reference: Path, tmp_path: Path, capsys) -> None:
-    out, given = tmp_path / "out", ["--mask-diameter", "120", "--max-iterations"]
-    command = ["refine", str(few.path), "--reference", str(reference), "--out", str(out), *given]
-    assert cli.main([*command, "2"]) == 0
+def test_overwriting_leaves_nothing_of_the_run_before(few: Store, reference: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    refine(options(few, reference, out, max_iterations=2), progress=tiny.quiet)
     (out / "fsc_truth.csv").write_text("of the run before")
     (out / "notes.txt").write_text("mine")
     before = tiny.digests(out)
-    assert cli.main([*command, "1", "--overwrite"]) == 0
+    words = ["refine", few.path, "--reference", reference, "--out", out, "--max-iterations", 1, "--overwrite"]
+    assert cli.main([str(word) for word in words]) == 0
     assert not (out / "fsc_truth.csv").exists() and not (out / "checkpoints").exists()
     assert (out / "notes.txt").read_text() == "mine"
     record = Run.open(out).record
