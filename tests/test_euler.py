@@ -53,9 +53,7 @@ def test_angles_come_back():
     np.testing.assert_allclose(back, angles, atol=1e-8)
 
 
-@pytest.mark.parametrize(
-    "tilt_deg", [0, 180, 1e-14, 1e-12, 1e-10, 1e-7, 1e-3, 180 - 1e-13, 180 - 1e-9, 180 - 1e-5]
-)
+@pytest.mark.parametrize("tilt_deg", [0, 180, 1e-14, 1e-12, 1e-10, 1e-7, 1e-3, 180 - 1e-13, 180 - 1e-9, 180 - 1e-5])
 def test_matrix_comes_back_at_the_poles(tilt_deg):
     rot, _, psi = random_angles(200).T
     matrix = matrix_from_euler(rot, tilt_deg, psi)

@@ -165,9 +165,7 @@ def test_quarantine_keeps_each_particle_once(tmp_path: Path, stack: Path) -> Non
     assert [item["row"] for item in run.record["quarantined"]] == [1, 3]
 
 
-@pytest.mark.parametrize(
-    "dtype", ["float32", "float64", "complex64", "int64", "uint64", "int8", "bool", "<U17"]
-)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "int64", "uint64", "int8", "bool", "<U17"])
 def test_checkpoint_arrays_come_back_bit_for_bit(tmp_path: Path, stack: Path, dtype: str) -> None:
     run = start(tmp_path / "out", stack)
     raw = np.random.default_rng(1).integers(0, 2, (5, 4, 3)) * 1.1

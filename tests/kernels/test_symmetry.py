@@ -59,9 +59,7 @@ def test_turns_onto_the_axes_are_exact(name):
     assert set(np.unique(operators(name))) == {-1, 0, 1}
 
 
-@pytest.mark.parametrize(
-    ("name", "direction", "fold"), [(name, *axis) for name in AXES for axis in AXES[name]]
-)
+@pytest.mark.parametrize(("name", "direction", "fold"), [(name, *axis) for name in AXES for axis in AXES[name]])
 def test_axes_are_relions(name, direction, fold):
     vectors = rotvec_from_matrix(operators(name)) / (2 * np.pi / fold)
     either = np.minimum(
