@@ -23,7 +23,7 @@ _FSC_MAX = 0.999
 
 
 def complete(accumulator: np.ndarray, operators: np.ndarray) -> np.ndarray:
-    """Sums of all slices, their Friedel mates and their symmetry mates, with smooth weights.
+    """Sums of all slices, their Friedel mates and their symmetry mates, with evened weights.
 
     accumulator: volume_shape + (3,) float32; operators: (G, 3, 3), the group, identity included. Returns a new array of
     the same shape. Mates off the grid are read by trilinear interpolation.
