@@ -128,9 +128,8 @@ def convergence(iterations: Sequence[Mapping[str, float | str | None]]) -> str:
     panels = (
         ("resolution (Å)", (("resolution_A", "FSC 0.143", BLUE, "-"),)),
         ("rotation (°)", (("median_rotation_change_deg", "change", BLUE, "-"),
-                          ("angular_step_deg", "step", ORANGE, "--"))),
-        ("shift (px)", (("median_shift_change_px", "change", BLUE, "-"),
-                        ("shift_step_px", "step", ORANGE, "--"))),
+                          ("angular_sd_deg", "uncertainty", ORANGE, "--"))),
+        ("shift (px)", (("median_shift_change_px", "change", BLUE, "-"),)),
         ("probability of the best pose", (("mean_max_probability", "mean", BLUE, "-"),)),
     )  # fmt: skip
     numbers = np.array([row["iteration"] for row in iterations], float)

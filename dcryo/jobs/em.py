@@ -6,8 +6,10 @@ slab by slab. References go through the run directory, where every worker maps t
 """
 
 import os
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -60,13 +62,14 @@ class Half(NamedTuple):
 class Maps(NamedTuple):
     """What the maximisation step makes of the sums of two halves.
 
-    plain, regularised: two maps (D, D, D) float32 each; fsc: between the plain ones; merged: the map of all particles.
+    plain, regularised: two maps (D, D, D) float32 each; fsc: between the plain ones; merged: the map of all particles,
+    None but in a last iteration.
     """
 
     plain: list
     regularised: list
     fsc: HalfFsc
-    merged: np.ndarray
+    merged: np.ndarray | None
 
 
 class Iteration(NamedTuple):
@@ -76,9 +79,9 @@ class Iteration(NamedTuple):
     halves: tuple[Half, Half]
 
 
-def slab_bounds(shell_max: int) -> list[slice]:
+def slab_bounds(shell_max: int, box_px: int) -> list[slice]:
     """How an accumulator is cut along z into slabs of about 64 MiB."""
-    depth, height, width = slices.volume_shape(shell_max)
+    depth, height, width = slices.volume_shape(shell_max, box_px)
     planes = max(1, _SLAB_BYTES // (height * width * 3 * 4))
     return [slice(first, min(first + planes, depth)) for first in range(0, depth, planes)]
 
@@ -90,15 +93,16 @@ def iterate(
     mask: np.ndarray,
     scratch: Path,
     cluster: Cluster,
+    last: bool,
 ) -> Iteration:
-    """Expectation over all shards, maximisation of both halves.
+    """Expectation over all shards, maximisation of both halves; the merged map too where it is the last iteration.
 
     references: two maps (D, D, D) float32, masked, one for each half; mask: (D, D, D), for the FSC; scratch: a
     directory that all workers see.
     """
     shell_max = settings[0].shell_max
     paths = tuple(scratch / f"reference{half}.npy" for half in (1, 2))
-    slabs = len(slab_bounds(shell_max))
+    slabs = len(slab_bounds(shell_max, mask.shape[0]))
     volumes, sums, results = [], [], []
     for half, (own, reference, setting, path) in enumerate(
         zip(shards, references, settings, paths, strict=True), start=1
@@ -114,31 +118,57 @@ def iterate(
         volumes.append(totals[:slabs])
         sums.append(totals[slabs:])
         results.append([out[slabs + 2] for out in outs])
-    maps = maximise(volumes, settings[0].operators, shell_max, mask)
+    # A reference of unknown grey scale is not taken off the images.
+    known = None if settings[0].search.profile_scale else references
+    maps = maximise(volumes, known, settings[0].operators, shell_max, mask, last)
     maps, sums, results = graph.compute((maps, sums, results), cluster)
     for path in paths:
         path.unlink(missing_ok=True)
     return Iteration(maps, (Half(sums[0][0], sums[0][1], results[0]), Half(sums[1][0], sums[1][1], results[1])))
 
 
-def maximise(volumes: Sequence[Sequence[graph.Task]], operators: np.ndarray, shell_max: int, mask: np.ndarray) -> Maps:
+def maximise(
+    volumes: Sequence[Sequence[graph.Task]],
+    references: Sequence[np.ndarray | graph.Task] | None,
+    operators: np.ndarray,
+    shell_max: int,
+    mask: np.ndarray,
+    last: bool,
+) -> Maps:
     """Tasks from the slabs of the two halves' sums to their maps: a `Maps` whose items are tasks."""
     box = mask.shape[0]
     accumulators = [
         graph.call(maximisation.assemble, slabs, operators, name=f"assemble-{half}")
         for half, slabs in enumerate(volumes, start=1)
     ]
+    pairs = list(zip(accumulators, references or (None, None), strict=True))
     plain = [
-        graph.call(maximisation.plain_map, accumulator, shell_max, box, name=f"plain-{half}")
-        for half, accumulator in enumerate(accumulators, start=1)
+        graph.call(maximisation.plain_map, *pair, operators, shell_max, box, name=f"plain-{half}")
+        for half, pair in enumerate(pairs, start=1)
     ]
     fsc = graph.call(maximisation.half_fsc, *plain, mask, name="fsc")
     regularised = [
-        graph.call(maximisation.regularised_map, accumulator, fsc, shell_max, box, name=f"regularise-{half}")
-        for half, accumulator in enumerate(accumulators, start=1)
+        graph.call(maximisation.regularised_map, *pair, fsc, operators, shell_max, box, name=f"regularise-{half}")
+        for half, pair in enumerate(pairs, start=1)
     ]
-    merged = graph.call(maximisation.merged_map, *accumulators, fsc, shell_max, box, name="merge")
+    merged = None
+    if last:
+        merged = graph.call(
+            maximisation.merged_map, *accumulators, references, fsc, operators, shell_max, box, name="merge"
+        )
     return Maps(plain, regularised, fsc, merged)
+
+
+@contextmanager
+def scratch(out: Path) -> Iterator[Path]:
+    """A directory for what tasks share while a run goes on; a killed task or run may have left something in it."""
+    path = (out / "scratch").absolute()
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def write_reference(reference: np.ndarray, shell_max: int, path: Path) -> Path:
@@ -150,16 +180,19 @@ def write_reference(reference: np.ndarray, shell_max: int, path: Path) -> Path:
     return path
 
 
+def read_reference(path: Path) -> np.ndarray:
+    """Map what `write_reference` left."""
+    # Copy-on-write only so that kernels see the same array type as in memory; nobody writes.
+    return np.asarray(np.load(path, mmap_mode="c"))
+
+
 def expect_shard(shard: Shard, reference_path: Path, setting: Setting) -> tuple:
     """The task: slabs of the shard's sums, the residual and number of its particles, and its ShardResult."""
-    # Copy-on-write only so that kernels see the same array type as in memory; nobody writes.
-    reference = np.asarray(np.load(reference_path, mmap_mode="c"))
+    reference = read_reference(reference_path)
     box = shard.store.box_px
     pixels = half_plane(setting.shell_max)
     sums = expectation.empty_sums(setting.shell_max, len(setting.noise_power), box)
-    grid = None
-    if setting.search.radius_deg is None:
-        grid = expectation.global_grid(reference, setting.search, setting.operators)
+    grid = expectation.global_grid(reference, setting.search, setting.operators, box)
     poses, left_out = [], {}
     for first in range(0, len(shard.rows), BATCH):
         batch, bad = shard.read(slice(first, first + BATCH))
@@ -168,7 +201,7 @@ def expect_shard(shard: Shard, reference_path: Path, setting: Setting) -> tuple:
         bad.update({int(i): "its likelihood is not a finite number" for i in np.flatnonzero(~found.usable)} | bad)
         left_out.update({first + position: reason for position, reason in bad.items()})
     every = Poses(*(np.concatenate(column) for column in zip(*poses, strict=True)))
-    slabs = [sums.volume[bounds] for bounds in slab_bounds(setting.shell_max)]
+    slabs = [sums.volume[bounds] for bounds in slab_bounds(setting.shell_max, box)]
     return (*slabs, sums.residual, sums.particles, ShardResult(every, left_out))
 
 

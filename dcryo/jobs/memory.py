@@ -14,12 +14,9 @@ from dcryo.kernels.shells import half_plane
 from dcryo.steps.expectation import SCORED_TOGETHER
 from dcryo.steps.search import Search
 
-# Shifts of one image whose Fourier pixels are held together at the finest level; some tens are usual.
-_SHIFTS_HELD = 48
 
-
-def _voxels(shell_max: int) -> int:
-    depth, height, width = slices.volume_shape(shell_max)
+def _voxels(shell_max: int, box_px: int) -> int:
+    depth, height, width = slices.volume_shape(shell_max, box_px)
     return depth * height * width
 
 
@@ -31,42 +28,40 @@ def expectation_bytes(box_px: int, shell_max: int, search: Search, operators: in
     pixels = len(half_plane(shell_max).kx)
     every = len(half_plane(box_px // 2).kx)
     # complex64 reference, and (real, imaginary, weight) of float32 in the sums
-    volumes = (8 + 12) * _voxels(shell_max)
+    volumes = (8 + 12) * _voxels(shell_max, box_px)
     # images, their transforms, packed pixels with power and CTF; then Y and W with the temporaries that make them
     image = 4 * box_px**2 + 8 * box_px * (box_px // 2 + 1) + (8 + 8 + 4) * every + (4 * 8 + 3 * 4) * pixels
-    return volumes + BATCH * image + 2 * 8 * _SHIFTS_HELD * pixels + _coarse_bytes(search, operators)
+    return volumes + BATCH * image + _coarse_bytes(search, operators)
 
 
 def _coarse_bytes(search: Search, operators: int) -> int:
-    """Scores of the coarsest level, and the slices that they are made with where the search looks everywhere."""
-    level = search.levels[0]
-    pixels = half_plane(level.shell).within(level.shell)
-    shifts = len(sampling.shift_grid(search.shift_range_px, level.shift_step_px))
-    if search.radius_deg is not None:
-        # The ball of rotations around the last pose holds about 4.2 cells for a radius of one step.
-        rotations, images = 4.2 * (search.radius_deg / sampling.step_deg(level.order)) ** 3, 1
-    else:
-        cells = sampling.pixel_count(level.order) / operators
-        # Cells that stick out of the asymmetric unit.
-        rim = 2 * math.sqrt(cells) if operators > 1 else 0
-        rotations = (cells + rim) * sampling.psi_count(level.order)
-        images = SCORED_TOGETHER
-    slices_and_power = (8 + 4 + 4) * rotations * pixels
-    scores = images * shifts * (rotations * 4 * (3 if search.profile_scale else 1) + 8 * pixels)
+    """Scores of the grid and the slices that they are made with, where the search looks everywhere."""
+    if search.grid_order is None:
+        return 0
+    pixels = len(half_plane(search.shells[0]).kx)
+    shifts = len(sampling.shift_grid(search.shift_range_px, search.shift_step_px))
+    cells = sampling.pixel_count(search.grid_order) / operators
+    # Cells that stick out of the asymmetric unit.
+    rim = 2 * math.sqrt(cells) if operators > 1 else 0
+    rotations = (cells + rim) * sampling.psi_count(search.grid_order)
+    # Slices of half the rotations, their parts and power; two products for each, the best scores and their shifts.
+    slices_and_power = (8 + 4 + 4 + 4) * rotations / 2 * pixels
+    scores = SCORED_TOGETHER * (shifts * (rotations / 2 * 4 * 2 + (8 + 4) * pixels) + rotations * (4 + 8))
     return int(slices_and_power + scores)
 
 
-def maximisation_bytes(shell_max: int, operators: int) -> int:
-    """Peak of the task that completes the sums of a half: the slabs, the whole, its mates and the smooth weights."""
-    copies = 3 if operators == 1 else 4
-    return _voxels(shell_max) * (12 * copies + 4 * 5)
+def maximisation_bytes(box_px: int, operators: int) -> int:
+    """Peak of the tasks that make the maps of a half at full resolution, from the slabs of its sums."""
+    voxels = _voxels(box_px // 2, box_px)
+    copies = 3 if operators == 1 else 5
+    return max(12 * copies * voxels, 12 * voxels + (4 + 8 + 8 + 4 + 4) * voxels + (4 + 8) * 2 * box_px**3)
 
 
 def back_projection_bytes(box_px: int) -> int:
     """Peak of a task that back-projects given poses up to the Nyquist shell: its sums and one batch of images."""
     every = len(half_plane(box_px // 2).kx)
     image = 4 * box_px**2 + 8 * box_px * (box_px // 2 + 1) + (4 * 8 + 4 * 4) * every
-    return 12 * _voxels(box_px // 2) + BATCH * image
+    return 12 * _voxels(box_px // 2, box_px) + BATCH * image
 
 
 def check_memory(cluster: Cluster, box_px: int, task_bytes: int, operators: int) -> None:
@@ -74,7 +69,7 @@ def check_memory(cluster: Cluster, box_px: int, task_bytes: int, operators: int)
 
     InputError, which says how to make it fit.
     """
-    task, available = max(task_bytes, maximisation_bytes(box_px // 2, operators)), cluster.task_memory_bytes
+    task, available = max(task_bytes, maximisation_bytes(box_px, operators)), cluster.task_memory_bytes
     if available is not None and task > available:
         gib = 2**30
         raise InputError(

@@ -17,7 +17,7 @@ from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions
 from dcryo.jobs.outputs import read_maps, write_maps
 from dcryo.kernels.shells import half_plane
 from dcryo.kernels.symmetry import operators
-from dcryo.steps import expectation
+from dcryo.steps import expectation, maximisation
 from dcryo.steps.maximisation import HalfFsc
 
 
@@ -66,11 +66,11 @@ def reconstruct(options: ReconstructOptions, *, progress: Progress = print) -> R
     )
     if run.finished:
         return ReconstructResult(options.out, run.record["result"]["resolution_A"], *read_maps(run.path))
-    with run, connect(options.cluster, options.workers) as cluster:
+    with run, em.scratch(run.path) as scratch, connect(options.cluster, options.workers) as cluster:
         run.quarantine(data.store.quarantined)
         progress(f"{len(data.particles)} particles, box {data.store.box_px} px, on {cluster.description}")
         check_memory(cluster, data.store.box_px, back_projection_bytes(data.store.box_px), len(group))
-        maps, left_out = _maps(data, group, mask, cluster)
+        maps, left_out = _maps(data, group, mask, cluster, scratch)
         run.quarantine(left_out)
         if not np.isfinite(maps.merged).all() or not np.any(maps.merged):
             raise RunError("the reconstruction is empty or not finite; see the quarantined particles")
@@ -88,33 +88,56 @@ def reconstruct(options: ReconstructOptions, *, progress: Progress = print) -> R
     return ReconstructResult(options.out, resolution, (maps.plain[0], maps.plain[1]), maps.merged, maps.fsc)
 
 
-def _maps(data: Dataset, group: np.ndarray, mask: np.ndarray, cluster: Cluster) -> tuple[em.Maps, list[dict]]:
-    """The maps, and the rows that could not be used."""
-    nyquist = data.store.box_px // 2
-    slabs = len(em.slab_bounds(nyquist))
-    volumes, results, ones = [], [], np.ones(len(data.particles))
+def _maps(
+    data: Dataset, group: np.ndarray, mask: np.ndarray, cluster: Cluster, scratch: Path
+) -> tuple[em.Maps, list[dict]]:
+    """The maps, and the rows that could not be used.
+
+    The images are back-projected twice: as they are, for a first map of each half, and less the slices of that, for the
+    step from it to the map that explains them best (`solve.maximise`).
+    """
+    box = data.store.box_px
+    nyquist = box // 2
+    volumes, references, results, ones = [], [], [], np.ones(len(data.particles))
     for half in (1, 2):
-        outs = [
-            graph.call(back_project_shard, shard, name=f"back-project-{shard.name}", parts=slabs + 1)
-            for shard in cut_shards(data, half, ones, ones, data.rotation, data.origin_px)
-        ]
-        volumes.append(
-            [graph.tree_sum([out[part] for out in outs], name=f"half{half}-slab{part}") for part in range(slabs)]
+        shards = cut_shards(data, half, ones, ones, data.rotation, data.origin_px)
+        sums, _ = _summed(shards, None, f"first-half{half}")
+        accumulator = graph.call(maximisation.assemble, sums, group, name=f"first-assemble-{half}")
+        first = graph.call(maximisation.first_map, accumulator, mask, group, nyquist, name=f"first-map-{half}")
+        prepared = graph.call(
+            em.write_reference, first, nyquist, scratch / f"reference{half}.npy", name=f"reference-{half}"
         )
-        results.append([out[slabs] for out in outs])
-    maps, results = graph.compute((em.maximise(volumes, group, nyquist, mask), results), cluster)
+        sums, left_out = _summed(shards, prepared, f"half{half}")
+        references.append(first)
+        volumes.append(sums)
+        results.append(left_out)
+    maps = em.maximise(volumes, references, group, nyquist, mask, last=True)
+    maps, results = graph.compute((maps, results), cluster)
     rows = [row for half, left_out in enumerate(results, start=1) for row in left_out_rows(data, half, left_out)]
     return maps, rows
 
 
-def back_project_shard(shard: Shard) -> tuple:
+def _summed(shards: list[Shard], reference: graph.Task | None, name: str) -> tuple[list, list]:
+    """Tasks: the slabs of a half's back-projection, and what each shard left out."""
+    slabs = len(em.slab_bounds(shards[0].store.box_px // 2, shards[0].store.box_px))
+    outs = [
+        graph.call(back_project_shard, shard, reference, name=f"back-project-{name}-{shard.name}", parts=slabs + 1)
+        for shard in shards
+    ]
+    trees = [graph.tree_sum([out[part] for out in outs], name=f"{name}-slab{part}") for part in range(slabs)]
+    return trees, [out[slabs] for out in outs]
+
+
+def back_project_shard(shard: Shard, reference_path: Path | None) -> tuple:
     """The task: slabs of the shard's accumulator, and position -> reason of what was left out."""
-    nyquist = shard.store.box_px // 2
-    volume = expectation.empty_sums(nyquist, 1, shard.store.box_px).volume
+    box = shard.store.box_px
+    nyquist = box // 2
+    reference = None if reference_path is None else em.read_reference(reference_path)
+    volume = expectation.empty_sums(nyquist, 1, box).volume
     left_out: dict[int, str] = {}
     for first in range(0, len(shard.rows), BATCH):
         batch, bad = shard.read(slice(first, first + BATCH))
-        usable = expectation.back_project(volume, batch, half_plane(nyquist))
+        usable = expectation.back_project(volume, batch, half_plane(nyquist), reference)
         bad = dict.fromkeys(np.flatnonzero(~usable).tolist(), "the image is not finite") | bad
         left_out.update({first + position: reason for position, reason in bad.items()})
-    return *(volume[bounds] for bounds in em.slab_bounds(nyquist)), left_out
+    return *(volume[bounds] for bounds in em.slab_bounds(nyquist, box)), left_out

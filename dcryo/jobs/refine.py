@@ -5,10 +5,7 @@ correlation of their maps, which sets the prior, the resolution that the next it
 sampling (Scheres & Chen 2012).
 """
 
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -152,7 +149,7 @@ def refine(options: RefineOptions, *, progress: Progress = print) -> RefineResul
     )
     if run.finished:
         return _read(run)
-    with run, _scratch(run.path) as scratch, connect(options.cluster, options.workers) as cluster:
+    with run, em.scratch(run.path) as scratch, connect(options.cluster, options.workers) as cluster:
         job = _Job(options, data, mask, diameter, group, scratch)
         run.quarantine(data.store.quarantined)
         progress(
@@ -179,18 +176,6 @@ def _check_shift_range(data: Dataset, shift_range_A: float | None) -> None:
     half = data.store.box_px * data.store.pixel_size_A / 2
     if shift_range_A is not None and shift_range_A > half:
         raise InputError(f"--shift-range {shift_range_A:g} A: expected at most half the box, {half:g} A")
-
-
-@contextmanager
-def _scratch(out: Path) -> Iterator[Path]:
-    """A directory for what tasks share while a run goes on; a killed task or run may have left something in it."""
-    path = (out / "scratch").absolute()
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir()
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _latest(run: Run) -> State | None:
@@ -262,6 +247,7 @@ def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Prog
         mask=job.mask,
         scratch=job.scratch,
         cluster=cluster,
+        last=state.last,
     )
     for plain in made.maps.plain:
         if not (np.isfinite(plain).all() and np.any(plain)):
@@ -272,8 +258,8 @@ def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Prog
     figures = _figures(job, state, updated, made, search, shell_max) | {"seconds": round(time.monotonic() - started, 2)}
     run.iteration(figures)
     progress(
-        f"iteration {number}: {figures['resolution_A']:.2f} A, {figures['search']} search at "
-        f"{figures['angular_step_deg']:.2f} deg, {figures['shift_step_px']:.2f} px, {figures['seconds']:.1f} s"
+        f"iteration {number}: {figures['resolution_A']:.2f} A, {figures['search']} search, poses known to "
+        f"{figures['angular_sd_deg']:.2f} deg, {figures['seconds']:.1f} s"
     )
     return updated, made
 
@@ -328,10 +314,9 @@ def _figures(job: _Job, before: State, after: State, made: em.Iteration, search:
     return {
         "iteration": after.iteration,
         "resolution_A": resolution_A(_crossing(made, shell_max), job.box_px, job.pixel_size_A),
-        "shell_max": search.finest.shell,
-        "angular_step_deg": sampling.step_deg(search.finest.order),
-        "shift_step_px": search.finest.shift_step_px,
-        "search": "global" if search.radius_deg is None else "local",
+        "shell_max": search.shells[-1],
+        "search": "local" if search.grid_order is None else "global",
+        "angular_sd_deg": float(np.median(np.concatenate([em.all_poses(h.shards).angle_sd_deg for h in made.halves]))),
         "median_rotation_change_deg": float(np.median(turned)),
         "median_shift_change_px": float(np.median(moved)),
         "mean_max_probability": float(after.max_probability.mean()),

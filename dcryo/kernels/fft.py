@@ -111,32 +111,27 @@ def _axis_phases(frequencies: np.ndarray, length: int, padded: int) -> np.ndarra
     return np.exp(2j * np.pi * frequencies * (length // 2) / padded).astype(np.complex64)
 
 
-def wrapped_frequencies(half_width: int) -> np.ndarray:
-    """Frequencies -h..h in the order of a transform, zero first: 0, 1, ..., h, -h, ..., -1."""
-    return np.concatenate([np.arange(half_width + 1), np.arange(-half_width, 0)])
-
-
 def padded_transform(volume: np.ndarray, padded: int, half_width: int) -> np.ndarray:
     """The central cube of the transform of a volume in a zero-padded box, without ever holding the padded box.
 
     One axis is padded, transformed and cropped at a time, so that memory and work follow the cube that is kept.
 
     volume: (D, D, D) real; padded: samples of the padded box; half_width: highest frequency kept, in samples of the
-    padded transform. Returns (2h+1, 2h+1, h+1) complex64, frequencies in `wrapped_frequencies` order.
+    padded transform. Returns (2h+1, 2h+1, h+1) complex64, frequencies from -h (along x from 0) to h.
     """
     box = volume.shape[0]
-    wrapped = wrapped_frequencies(half_width)
+    full = np.arange(-half_width, half_width + 1)
     half = np.arange(half_width + 1)
     # The last kept frequencies may lie past the padded Nyquist, where the transform repeats itself.
-    rows = np.empty((box, len(wrapped), half_width + 1), dtype=np.complex64)
+    rows = np.empty((box, len(full), half_width + 1), dtype=np.complex64)
     phase_x = _axis_phases(half, box, padded)
-    phase_y = _axis_phases(wrapped, box, padded)[:, None]
+    phase_y = _axis_phases(full, box, padded)[:, None]
     for plane, out in zip(volume, rows, strict=True):
         along_x = _forward(plane, padded, axis=1)[:, half % padded] * phase_x
-        out[:] = _forward(along_x, padded, axis=0)[wrapped % padded] * phase_y
-    result = np.empty((len(wrapped), len(wrapped), half_width + 1), dtype=np.complex64)
-    for y in range(len(wrapped)):
-        result[:, y] = _forward(rows[:, y], padded, axis=0)[wrapped % padded] * phase_y
+        out[:] = _forward(along_x, padded, axis=0)[full % padded] * phase_y
+    result = np.empty((len(full), len(full), half_width + 1), dtype=np.complex64)
+    for y in range(len(full)):
+        result[:, y] = _forward(rows[:, y], padded, axis=0)[full % padded] * phase_y
     return result
 
 
@@ -147,18 +142,19 @@ def padded_inverse(transform: np.ndarray, padded: int, box_px: int) -> np.ndarra
     left out. Returns (D, D, D) float32, so that `padded_inverse(padded_transform(v, ...), ...)` is v low-passed.
     """
     half_width = transform.shape[2] - 1
-    inside = np.abs(wrapped_frequencies(half_width)) < padded / 2
-    wrapped = wrapped_frequencies(half_width)[inside]
-    half = np.arange(half_width + 1)[: np.count_nonzero(wrapped >= 0)]
-    conj_y = np.conj(_axis_phases(wrapped, box_px, padded))[:, None]
+    every = np.arange(-half_width, half_width + 1)
+    inside = np.abs(every) < padded / 2
+    full = every[inside]
+    half = np.arange(half_width + 1)[: np.count_nonzero(full >= 0)]
+    conj_y = np.conj(_axis_phases(full, box_px, padded))[:, None]
     conj_x = np.conj(_axis_phases(half, box_px, padded))
-    columns = np.empty((box_px, len(wrapped), len(half)), dtype=np.complex64)
+    columns = np.empty((box_px, len(full), len(half)), dtype=np.complex64)
     for position, y in enumerate(np.flatnonzero(inside)):
-        columns[:, position] = _backward(transform[inside, y, : len(half)] * conj_y, wrapped, padded, box_px)
+        columns[:, position] = _backward(transform[inside, y, : len(half)] * conj_y, full, padded, box_px)
     volume = np.empty((box_px, box_px, box_px), dtype=np.float32)
     for plane, out in zip(columns, volume, strict=True):
         rows = np.zeros((box_px, padded // 2 + 1), dtype=np.complex64)
-        rows[:, half] = _backward(plane * conj_y, wrapped, padded, box_px) * conj_x
+        rows[:, half] = _backward(plane * conj_y, full, padded, box_px) * conj_x
         out[:] = pyfftw.interfaces.numpy_fft.irfft(rows, n=padded, axis=1, planner_effort="FFTW_ESTIMATE", threads=1)[
             :, :box_px
         ]

@@ -3,6 +3,7 @@
 import numpy as np
 
 from dcryo.kernels import fft
+from dcryo.kernels.masks import sphere
 from dcryo.kernels.shells import friedel_weights, resolution_A, volume_shells
 
 GOLD_STANDARD = 0.143
@@ -36,6 +37,22 @@ def shell_power(volume: np.ndarray) -> np.ndarray:
     power = (transform.real**2 + transform.imag**2).ravel()
     sums = np.bincount(shells, weights=power * weights)
     return (sums / np.bincount(shells, weights=weights))[: box // 2 + 1]
+
+
+def signal_share(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Part of a map's power inside a mask that is signal, per shell, (D // 2 + 1,) float64, in [0, 1].
+
+    volume: (D, D, D) with noise everywhere, also outside the mask (1 inside, 0 outside), where all is noise and as strong
+    as inside. Where a mask leaves less than a hundredth of the sphere that the box holds outside, nothing is known of the
+    noise, and the share is 0.
+    """
+    box = len(volume)
+    outside = (1 - mask) * sphere(box, box, 0)
+    if np.sum(outside**2) < 0.01 * box**3 * np.pi / 6:
+        return np.zeros(box // 2 + 1)
+    noise = shell_power(volume * outside) / np.sum(outside**2)
+    power = shell_power(volume * mask) / np.sum(mask**2)
+    return np.clip(1 - np.divide(noise, power, out=np.ones_like(noise), where=power > 0), 0, 1)
 
 
 def crossing(fsc: np.ndarray, threshold: float) -> float:

@@ -7,108 +7,108 @@ The maximum a posteriori volume under Gaussian noise and a Gaussian prior of pow
 a Wiener filter. Both sums come from `slices.insert`, one accumulator of (real, imaginary, weight) per voxel.
 """
 
+import functools
+
 import numpy as np
 from numba import njit
+from scipy import ndimage
 
 from dcryo.kernels import fft
+from dcryo.kernels.gridding import envelope, padded_px
+from dcryo.kernels.interpolation import read
 from dcryo.kernels.masks import sphere
 from dcryo.kernels.shells import shell_number
-from dcryo.kernels.slices import PADDING, gridding_correction, half_width
+from dcryo.kernels.slices import BEFORE, half_width, locate, numbers, scale
 
 # Voxels that hardly any slice touched are not divided by almost nothing: this part of the mean weight is added to all.
 _WEIGHT_FLOOR = 1e-3
 _CORNER_EDGE_PX = 3.0
 # An FSC of exactly one would ask for no regularisation at all.
 _FSC_MAX = 0.999
+# The envelope of a symmetrised map is smooth: it is computed on a grid of so many points a side.
+_ENVELOPE_POINTS = 25
 
 
 def complete(accumulator: np.ndarray, operators: np.ndarray) -> np.ndarray:
-    """Sums of all slices, their Friedel mates and their symmetry mates, with evened weights.
+    """Sums of all slices, their Friedel mates and their symmetry mates.
 
     accumulator: volume_shape + (3,) float32; operators: (G, 3, 3), the group, identity included. Returns a new array of
-    the same shape. Mates off the grid are read by trilinear interpolation.
-
-    A map is cropped from the padded box, which averages the sums over neighbouring voxels. A voxel must then be divided
-    by a weight that makes the average of the divided weights even; such weights are found by iteration (Jackson et al.
-    1991; Pipe & Menon 1999). Two rounds are made: more would follow the noise of single voxels' weights.
+    the same shape. Symmetry mates, the identity too, are read with the gridding kernel; `divide` undoes what that does.
     """
     friedel = accumulator.copy()
-    plane = accumulator[:, :, 0]
-    mates = np.roll(plane[::-1, ::-1], (1, 1), axis=(0, 1))
-    friedel[:, :, 0, 0] += mates[..., 0]
-    friedel[:, :, 0, 1] -= mates[..., 1]
-    friedel[:, :, 0, 2] += mates[..., 2]
-    out = friedel
-    if len(operators) > 1:
-        out = np.zeros_like(friedel)
-        _symmetrise(friedel, np.ascontiguousarray(operators, dtype=np.float32), out)
-    out[..., 2] = _evened(out[..., 2])
+    zero = accumulator[:, :, BEFORE]
+    friedel[:, :, BEFORE] += zero[::-1, ::-1] * _CONJUGATE
+    friedel[:, :, BEFORE + 1] += accumulator[::-1, ::-1, BEFORE - 1] * _CONJUGATE
+    friedel[:, :, BEFORE - 1] = friedel[::-1, ::-1, BEFORE + 1] * _CONJUGATE
+    if len(operators) == 1:
+        return friedel
+    out = np.zeros_like(friedel)
+    values = np.ascontiguousarray(friedel[..., :2]).view(np.complex64)[..., 0]
+    weights = friedel[..., 2].astype(np.complex64)
+    turns = np.ascontiguousarray(np.swapaxes(operators, 1, 2), dtype=np.float32)
+    _symmetrise(numbers(values), numbers(weights), values.shape, turns, out)
     return out
 
 
-def _evened(weights: np.ndarray) -> np.ndarray:
-    """What to divide by: the weights smoothed, times what smoothing leaves of the weights divided by that."""
-    smooth = _smoothed(weights)
-    return smooth * _smoothed(np.divide(weights, smooth, out=np.zeros_like(weights), where=smooth > 0))
-
-
-def _smoothed(weights: np.ndarray) -> np.ndarray:
-    """Weights convolved with (1/4, 1/2, 1/4) along each axis; they are even, so the plane x = -1 is that of x = 1."""
-    behind = np.roll(weights[::-1, ::-1, 1:2], (1, 1), axis=(0, 1))
-    wide = np.concatenate([behind, weights, weights[:, :, -1:]], axis=2)
-    out = (wide[:, :, :-2] + wide[:, :, 2:]) / 4 + weights / 2
-    for axis in (0, 1):
-        # The cube wraps round at its rim, beyond the sphere in use.
-        out = (np.roll(out, 1, axis) + np.roll(out, -1, axis)) / 4 + out / 2
-    return out
+_CONJUGATE = np.array([1, -1, 1], dtype=np.float32)
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _symmetrise(source, operators, out):  # type: ignore[no-untyped-def]
-    half = source.shape[2] - 1
-    # Trilinear cells must stay inside the cube.
-    reach = np.float32((half - 1) * (half - 1))
-    for iz in range(source.shape[0]):
-        kz = np.float32(iz if iz <= half else iz - source.shape[0])
-        for iy in range(source.shape[1]):
-            ky = np.float32(iy if iy <= half else iy - source.shape[1])
-            for ix in range(source.shape[2]):
-                kx = np.float32(ix)
+def _symmetrise(values, weights, shape, turns, out):  # type: ignore[no-untyped-def]
+    half = shape[0] // 2
+    # Taps must stay inside the cube.
+    reach = np.float32((half - 2) * (half - 2))
+    stride = 2 * shape[2]
+    for iz in range(shape[0]):
+        kz = np.float32(iz - half)
+        for iy in range(shape[1]):
+            ky = np.float32(iy - half)
+            for ix in range(BEFORE, shape[2]):
+                kx = np.float32(ix - BEFORE)
                 if kx * kx + ky * ky + kz * kz > reach:
                     continue
-                for g in range(len(operators)):
-                    op = operators[g]
-                    x = op[0, 0] * kx + op[0, 1] * ky + op[0, 2] * kz
-                    y = op[1, 0] * kx + op[1, 1] * ky + op[1, 2] * kz
-                    z = op[2, 0] * kx + op[2, 1] * ky + op[2, 2] * kz
-                    sign = np.float32(1)
-                    if x < 0:
-                        x, y, z, sign = -x, -y, -z, np.float32(-1)
-                    x0, y0, z0 = int(x), int(np.floor(y)), int(np.floor(z))
-                    fx, fy, fz = x - np.float32(x0), y - np.float32(y0), z - np.float32(z0)
-                    for dz in range(2):
-                        cz = fz if dz else np.float32(1) - fz
-                        for dy in range(2):
-                            cy = cz * (fy if dy else np.float32(1) - fy)
-                            for dx in range(2):
-                                c = cy * (fx if dx else np.float32(1) - fx)
-                                corner = source[z0 + dz, y0 + dy, x0 + dx]
-                                out[iz, iy, ix, 0] += c * corner[0]
-                                out[iz, iy, ix, 1] += c * sign * corner[1]
-                                out[iz, iy, ix, 2] += c * corner[2]
+                for g in range(len(turns)):
+                    lowest, fx, fy, fz, sign = locate(shape, turns[g], kx, ky, kz)
+                    real, imaginary = read(values, 2 * lowest, stride, stride * shape[1], fx, fy, fz)
+                    weight, _ = read(weights, 2 * lowest, stride, stride * shape[1], fx, fy, fz)
+                    out[iz, iy, ix, 0] += real
+                    out[iz, iy, ix, 1] += sign * imaginary
+                    out[iz, iy, ix, 2] += weight
 
 
-def _shell_volume(shape: tuple[int, ...], shell_max: int) -> np.ndarray:
-    """Image shell of every voxel of a padded half-complex cube; past `shell_max` all are `shell_max + 1`."""
-    wrapped = fft.wrapped_frequencies(shape[2] - 1).astype(np.float32)
-    squared = wrapped[:, None, None] ** 2 + wrapped[:, None] ** 2 + wrapped[: shape[2]] ** 2
-    return np.minimum(shell_number(np.sqrt(squared) / PADDING), shell_max + 1)
+@functools.lru_cache(maxsize=4)
+def _envelope(box_px: int, group: bytes) -> np.ndarray:
+    """What gridding, and reading symmetry mates, multiply a map by: (D, D, D) float32, 1 at the centre.
+
+    group: the operators as bytes of float64. The envelope of the kernel is not isotropic, so that mates differ.
+    """
+    operators = np.frombuffer(group).reshape(-1, 3, 3)
+    padded = padded_px(box_px)
+    if len(operators) == 1:
+        along = envelope(np.arange(box_px) - box_px // 2, padded)
+        return (along[:, None, None] * along[:, None] * along / envelope(np.zeros(1), padded) ** 3).astype(np.float32)
+    reach = 0.75 * box_px
+    table = np.linspace(0, reach * np.sqrt(3), 1000)
+    along = envelope(table, padded) / envelope(np.zeros(1), padded)
+    axis = np.linspace(-reach, reach, _ENVELOPE_POINTS)
+    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij")[::-1], axis=-1)
+    coarse = np.mean([np.prod(np.interp(np.abs(points @ g.T), table, along), axis=-1) ** 2 for g in operators], axis=0)
+    place = (np.arange(box_px) - box_px // 2 + reach) * (_ENVELOPE_POINTS - 1) / (2 * reach)
+    return ndimage.map_coordinates(coarse, np.meshgrid(place, place, place, indexing="ij")).astype(np.float32)
 
 
-def mean_weights(accumulator: np.ndarray, shell_max: int) -> np.ndarray:
+def _shell_volume(shape: tuple[int, ...], shell_max: int, box_px: int) -> np.ndarray:
+    """Image shell of every voxel of a half-complex cube with x >= 0; past `shell_max` all are `shell_max + 1`."""
+    half = shape[0] // 2
+    square = np.arange(-half, half + 1, dtype=np.float32) ** 2
+    squared = square[:, None, None] + square[:, None] + square[half:]
+    return np.minimum(shell_number(np.sqrt(squared) / np.float32(scale(box_px))), shell_max + 1)
+
+
+def mean_weights(accumulator: np.ndarray, shell_max: int, box_px: int) -> np.ndarray:
     """Mean of the weights over the voxels of each shell, (shell_max + 1,) float64."""
-    shells = _shell_volume(accumulator.shape[:3], shell_max).ravel()
-    sums = np.bincount(shells, weights=accumulator[..., 2].ravel(), minlength=shell_max + 2)
+    shells = _shell_volume(accumulator.shape[:3], shell_max, box_px).ravel()
+    sums = np.bincount(shells, weights=accumulator[:, :, BEFORE:, 2].ravel(), minlength=shell_max + 2)
     counts = np.bincount(shells, minlength=shell_max + 2)
     return (sums / np.maximum(counts, 1))[: shell_max + 1]
 
@@ -128,24 +128,56 @@ def weight_floor(weights: np.ndarray) -> np.ndarray:
     return _WEIGHT_FLOOR * weights
 
 
-def divide(accumulator: np.ndarray, precision: np.ndarray, box_px: int) -> np.ndarray:
-    """The map of an accumulator from `complete`.
+def maximise(
+    accumulator: np.ndarray,
+    reference: np.ndarray | None,
+    precision: np.ndarray,
+    operators: np.ndarray,
+    box_px: int,
+) -> np.ndarray:
+    """The map that maximises the posterior, from an accumulator that `complete` returned.
 
-    precision: (shell_max + 1,) 1 / tau^2 per shell. Frequencies past shell_max, and those that nothing touched, are
-    zero, and so are the corners outside the sphere that the box holds. Returns (D, D, D) float32.
+    Where the accumulator sums images less the slices of a reference (D, D, D), what it says is by how much the map
+    differs from that: the step from the reference is (sum of innovations - reference / tau^2) / (weights + 1 / tau^2).
+    At a map that such steps no longer change, the normal equations of the least-squares problem hold exactly, though the
+    kernel's averages, which the division takes for values, are not quite that.
+
+    precision: (shell_max + 1,) 1 / tau^2 per shell. Frequencies past shell_max, and those that nothing touched, stay
+    those of the reference, and the corners outside the sphere that the box holds are zero. Returns (D, D, D) float32.
     """
     shell_max = len(precision) - 1
-    if half_width(shell_max) + 1 != accumulator.shape[2]:
+    if half_width(shell_max, box_px) + 1 + BEFORE != accumulator.shape[2]:
         raise ValueError(f"precision for {shell_max} shells does not fit an accumulator {accumulator.shape}")
-    shells = _shell_volume(accumulator.shape[:3], shell_max)
-    precision_of = np.concatenate([precision, [np.inf]]).astype(np.float32)
-    denominator = accumulator[..., 2] + precision_of[shells]
-    transform = np.zeros(accumulator.shape[:3], dtype=np.complex64)
-    np.divide(accumulator[..., 0], denominator, out=transform.real, where=denominator > 0)
-    np.divide(accumulator[..., 1], denominator, out=transform.imag, where=denominator > 0)
-    volume = fft.padded_inverse(transform, PADDING * box_px, box_px)
-    envelope = gridding_correction(box_px).astype(np.float32)
-    volume /= envelope[:, None, None] * envelope[:, None] * envelope
+    shells = _shell_volume(accumulator.shape[:3], shell_max, box_px)
+    precision_of = np.concatenate([precision, [np.inf]]).astype(np.float32)[shells]
+    inside = accumulator[:, :, BEFORE:]
+    denominator = inside[..., 2] + precision_of
+    step = np.empty(denominator.shape, dtype=np.complex64)
+    step.real, step.imag = inside[..., 0], inside[..., 1]
+    along = _envelope(box_px, _key(operators))
+    if reference is not None:
+        precision_of[shells > shell_max] = 0
+        step -= precision_of * fft.padded_transform(reference * along, padded_px(box_px), accumulator.shape[0] // 2)
+    np.divide(step, denominator, out=step, where=denominator > 0)
+    step[~(denominator > 0)] = 0
+    volume = fft.padded_inverse(step, padded_px(box_px), box_px)
+    volume /= along
+    if reference is not None:
+        volume += reference
     # Views turn the corners of the box out of their images, and the correction makes most of the noise there.
     volume *= sphere(box_px, box_px, _CORNER_EDGE_PX)
     return volume
+
+
+def rebased(accumulator: np.ndarray, change: np.ndarray, operators: np.ndarray) -> np.ndarray:
+    """An accumulator as it would be if its reference were less by a small change (D, D, D): a new array."""
+    box = len(change)
+    moved = fft.padded_transform(change * _envelope(box, _key(operators)), padded_px(box), accumulator.shape[0] // 2)
+    out = accumulator.copy()
+    out[:, :, BEFORE:, 0] += out[:, :, BEFORE:, 2] * moved.real
+    out[:, :, BEFORE:, 1] += out[:, :, BEFORE:, 2] * moved.imag
+    return out
+
+
+def _key(operators: np.ndarray) -> bytes:
+    return np.ascontiguousarray(operators, dtype=np.float64).tobytes()

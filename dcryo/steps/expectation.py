@@ -9,23 +9,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dcryo.kernels import fft, posterior, sampling, slices
-from dcryo.kernels.posterior import Candidates
-from dcryo.kernels.rotations import angle_between_deg, mean_rotation
+from dcryo.kernels import fft, modes, posterior, sampling, slices
+from dcryo.kernels.modes import Components
 from dcryo.kernels.shells import HalfPlane, half_plane, pack, shell_sums
 from dcryo.steps.search import Search
 
 # A particle's scale is taken to be 1 give or take 0.3, which counts as much as this much of <W, |S|^2>.
 _SCALE_PRIOR = 1 / 0.3**2
 
-# Images whose scores are held at once; a grid of all rotations and shifts has some million scores per image.
+# Images whose scores on the grid are held at once.
 SCORED_TOGETHER = 8
+
+# How often a pose is looked at on its way to a mode, at most, at each level.
+_EVALUATIONS = 8
 
 
 class Sums(NamedTuple):
     """What a shard adds to the iteration.
 
-    volume: `slices.volume_shape(shell_max) + (3,)` float32, see `slices.insert`;
+    volume: `slices.volume_shape(shell_max, D) + (3,)` float32, see `slices.insert`, of the images' innovations: what is
+    left of them once the reference's slices are taken off (the images themselves where its grey scale is unknown);
     residual: (G, D // 2 + 1) float64, sum over particles of the mean residual power per shell, per optics group;
     particles: (G,) float64, how many particles that is.
     """
@@ -40,9 +43,9 @@ class Poses(NamedTuple):
 
     rotation: (n, 3, 3); origin_px: (n, 2); norm: (n,) root mean square of the residual in units of the noise model;
     scale: (n,) amplitude of the particle's signal in units of the reference;
-    log_likelihood: (n,) of the best pose, relative to an empty image; max_probability: (n,);
-    significant: (n,) number of poses that hold the posterior; usable: (n,) bool, False where the image gave no finite
-    score and was left out of the sums.
+    log_likelihood: (n,) of the best pose, relative to an empty image; max_probability: (n,) of the best mode;
+    significant: (n,) number of modes that hold the posterior; angle_sd_deg: (n,) how uncertain the best mode's rotation
+    is; usable: (n,) bool, False where the image gave no finite score and was left out of the sums.
     """
 
     rotation: np.ndarray
@@ -52,6 +55,7 @@ class Poses(NamedTuple):
     log_likelihood: np.ndarray
     max_probability: np.ndarray
     significant: np.ndarray
+    angle_sd_deg: np.ndarray
     usable: np.ndarray
 
 
@@ -74,29 +78,36 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """Slices of the reference at every rotation of the coarsest level, made once for all images of a shard."""
+    """Slices of the reference at the rotations of the search's grid, made once for all images of a shard.
 
-    pixel: np.ndarray
-    psi: np.ndarray
+    rotation: (2 R, 3, 3), the second half the first turned by 180 degrees in the plane; slices: (R, P) of the first.
+    """
+
+    rotation: np.ndarray
     slices: np.ndarray
 
 
 def empty_sums(shell_max: int, groups: int, box_px: int) -> Sums:
     """Sums of no particles, for back-projection up to a shell."""
     return Sums(
-        np.zeros((*slices.volume_shape(shell_max), 3), dtype=np.float32),
+        np.zeros((*slices.volume_shape(shell_max, box_px), 3), dtype=np.float32),
         np.zeros((groups, box_px // 2 + 1)),
         np.zeros(groups),
     )
 
 
-def global_grid(reference: np.ndarray, search: Search, operators: np.ndarray) -> Grid:
-    """The coarsest level of a search that looks everywhere, restricted to the asymmetric unit."""
-    level = search.levels[0]
-    pixel, psi = sampling.global_grid(level.order, operators, search.perturbation)
-    rotations = sampling.rotation_matrices(level.order, pixel, psi, search.perturbation)
-    pixels = half_plane(level.shell)
-    return Grid(pixel.astype(np.int64), psi.astype(np.int64), slices.extract(reference, rotations, pixels))
+def global_grid(reference: np.ndarray, search: Search, operators: np.ndarray, box_px: int) -> Grid | None:
+    """The grid of a search that looks everywhere, restricted to the asymmetric unit; None for one that does not."""
+    order = search.grid_order
+    if order is None:
+        return None
+    pixel, psi = sampling.global_grid(order, operators, search.perturbation)
+    opposite = sampling.psi_count(order) // 2
+    pixel, psi = pixel[psi < opposite], psi[psi < opposite]
+    rotations = sampling.rotation_matrices(
+        order, np.concatenate([pixel, pixel]), np.concatenate([psi, psi + opposite]), search.perturbation
+    )
+    return Grid(rotations, slices.extract(reference, rotations[: len(pixel)], half_plane(search.shells[0]), box_px))
 
 
 def power(batch: Batch, groups: int) -> tuple[np.ndarray, np.ndarray]:
@@ -146,13 +157,14 @@ def fold(
     """Weigh the poses of a batch against the reference and add its back-projections to the sums, in place.
 
     reference: from `slices.prepare`, for at least `pixels.shell_max`; noise_power: (G, D // 2 + 1) mean |noise|^2 per
-    Fourier pixel; pixels: the half plane up to the shell that is back-projected; grid: from `global_grid` where the
-    search looks everywhere.
+    Fourier pixel; pixels: the half plane up to the shell that is back-projected; grid: from `global_grid`.
     """
     model = _model(batch, noise_power, pixels)
-    coarse = _coarse_candidates(batch, model, reference, search, pixels, grid)
+    finite = np.isfinite(model.data.sum(axis=1)) & np.isfinite(model.weight.sum(axis=1))
+    starts = _starts(batch, model, search, pixels, grid)
     found = [
-        _fold_one(sums, batch, model, row, coarse[row], reference, search, pixels) for row in range(len(batch.images))
+        _fold_one(sums, batch, model, row, starts[row] if finite[row] else None, reference, search, pixels)
+        for row in range(len(batch.images))
     ]
     return Poses(*(np.array(column) for column in zip(*found, strict=True)))
 
@@ -168,45 +180,28 @@ def _model(batch: Batch, noise_power: np.ndarray, pixels: HalfPlane) -> _Model:
     return _Model(packed[:, :count] * ctf * inverse * moved, ctf**2 * inverse, _mean_power(every, packed), variance)
 
 
-def _coarse_candidates(
-    batch: Batch, model: _Model, reference: np.ndarray, search: Search, pixels: HalfPlane, grid: Grid | None
-) -> list[tuple[Candidates, np.ndarray] | None]:
-    """The poses of the coarsest level that hold the posterior of each image, with their scores."""
-    level = search.levels[0]
-    count = pixels.within(level.shell)
-    lattice = sampling.shift_grid(search.shift_range_px, level.shift_step_px).astype(np.int64)
-    shifts = lattice * level.shift_step_px - level.shift_offset_px
+def _starts(
+    batch: Batch, model: _Model, search: Search, pixels: HalfPlane, grid: Grid | None
+) -> list[Components]:
+    """Where the poses of each image start to climb: the last one, or the best rotations of the grid."""
+    if search.grid_order is None:
+        return [modes.started(rotation[None], np.zeros((1, 2))) for rotation in batch.rotation]
+    if grid is None:
+        raise ValueError("a search that looks everywhere needs its grid")
+    count = grid.slices.shape[1]
+    shifts = sampling.shift_grid(search.shift_range_px, search.shift_step_px) * search.shift_step_px
     phases = posterior.shift_phases(pixels, shifts, batch.images.shape[-1], count)
-
-    def scores(rows: slice, pieces: np.ndarray) -> np.ndarray:
+    starts = []
+    for first in range(0, len(batch.images), SCORED_TOGETHER):
+        rows = slice(first, first + SCORED_TOGETHER)
         shifted = model.data[rows, None, :count] * phases
-        return posterior.product_scores(pieces, shifted, model.weight[rows, :count], search.profile_scale)
-
-    def chosen(pixel: np.ndarray, psi: np.ndarray, of_image: np.ndarray) -> tuple[Candidates, np.ndarray] | None:
-        if not np.isfinite(of_image).all():
-            return None
-        index, _ = posterior.select(of_image.ravel() / np.float32(search.temperature), search.fraction, search.maximum)
-        shift, rotation = np.divmod(index, of_image.shape[1])
-        order, used, start = posterior.group(rotation, shift)
-        return Candidates(pixel[used], psi[used], lattice, start, shift[order]), of_image.ravel()[index[order]]
-
-    if grid is not None:
-        return [
-            chosen(grid.pixel, grid.psi, of_image)
-            for first in range(0, len(batch.images), SCORED_TOGETHER)
-            for of_image in scores(slice(first, first + SCORED_TOGETHER), grid.slices)
-        ]
-    if search.radius_deg is None:
-        raise ValueError("a search that looks everywhere needs the grid of its coarsest level")
-    pixel, psi, start = sampling.neighbours(level.order, batch.rotation, search.radius_deg, search.perturbation)
-    near = half_plane(level.shell)
-    found = []
-    for row in range(len(batch.images)):
-        own = slice(start[row], start[row + 1])
-        rotations = sampling.rotation_matrices(level.order, pixel[own], psi[own], search.perturbation)
-        of_image = scores(slice(row, row + 1), slices.extract(reference, rotations, near))[0]
-        found.append(chosen(pixel[own].astype(np.int64), psi[own].astype(np.int64), of_image))
-    return found
+        scores, shift = posterior.grid_scores(
+            grid.slices, shifted, model.weight[rows, :count], search.profile_scale
+        )
+        for of_image, best_shift in zip(scores, shift, strict=True):
+            index, _ = posterior.select(of_image / np.float32(search.temperature), search.fraction, search.maximum)
+            starts.append(modes.started(grid.rotation[index], shifts[best_shift[index]]))
+    return starts
 
 
 def _fold_one(
@@ -214,37 +209,31 @@ def _fold_one(
     batch: Batch,
     model: _Model,
     row: int,
-    coarse: tuple[Candidates, np.ndarray] | None,
+    start: Components | None,
     reference: np.ndarray,
     search: Search,
     pixels: HalfPlane,
 ) -> tuple:
     box = batch.images.shape[-1]
-    if coarse is None:
-        return batch.rotation[row], batch.origin_px[row], batch.norm[row], batch.scale[row], 0.0, 0.0, 0, False
-    candidates, scores = coarse
-    for level in search.levels[1:]:
-        candidates = posterior.children(candidates)
-        count = pixels.within(level.shell)
-        rotations = sampling.rotation_matrices(level.order, candidates.pixel, candidates.psi, search.perturbation)
-        shifts = candidates.shifts * level.shift_step_px - level.shift_offset_px
-        shifted = model.data[row, :count] * posterior.shift_phases(pixels, shifts, box, count)
-        every = posterior.pair_scores(
-            reference, rotations, candidates, shifted, model.weight[row], pixels, search.profile_scale
-        )
-        temperature = 1.0 if level is search.finest else search.temperature
-        index, _ = posterior.select(every / np.float32(temperature), search.fraction, search.maximum)
-        candidates, order = posterior.keep(candidates, index)
-        scores = every[index[order]]
-    weights = np.exp((scores - scores.max()).astype(np.float64))
-    weights /= weights.sum()
+    unusable = (batch.rotation[row], batch.origin_px[row], batch.norm[row], batch.scale[row], 0.0, 0.0, 0, 0.0, False)
+    if start is None:
+        return unusable
+    components, probability = start, np.ones(1)
+    window = np.deg2rad(search.window_deg), search.window_px
+    for shell in search.shells:
+        components = modes.climb(
+            components, reference, model.data[row], model.weight[row], pixels, shell, box, window,
+            search.profile_scale, _EVALUATIONS,
+        )  # fmt: skip
+        if len(components.score) == 0:
+            return unusable
+        temperature = 1.0 if shell == search.shells[-1] else search.temperature
+        index, probability = posterior.select(components.log_weight / temperature, search.fraction, search.maximum)
+        components = modes.take(components, index)
 
-    finest = search.finest
-    rotations = sampling.rotation_matrices(finest.order, candidates.pixel, candidates.psi, search.perturbation)
-    shifts = candidates.shifts * finest.shift_step_px - finest.shift_offset_px
-    shifted = model.data[row] * posterior.shift_phases(pixels, shifts, box, len(pixels.kx))
+    points = modes.cubature(components, probability, pixels.shell_max)
     fit = posterior.accumulate(
-        sums.volume, reference, rotations, candidates, weights, shifted, model.weight[row], pixels
+        sums.volume, reference, points, model.data[row], model.weight[row], pixels, box, not search.profile_scale
     )
     if search.profile_scale:
         # Of a reference of unknown grey scale nothing can be said to be explained.
@@ -254,10 +243,17 @@ def _fold_one(
         # The scale so far is in Y once and in W twice; the prior is about 1, not about it, or it would wear off.
         cross, square = fit.sum(axis=1) / (batch.scale[row], batch.scale[row] ** 2)
         scale = (cross + _SCALE_PRIOR) / (square + _SCALE_PRIOR)
-    norm *= batch.norm[row]
-    rotation, shift = _mean_pose(candidates, rotations, shifts, weights, sampling.step_deg(finest.order))
-    origin = batch.origin_px[row] + shift
-    return rotation, origin, norm, scale, float(scores.max()), float(weights.max()), len(weights), True
+    return (
+        components.rotation[0],
+        batch.origin_px[row] + components.shift[0],
+        norm * batch.norm[row],
+        scale,
+        float(components.score[0]),
+        float(probability[0]),
+        len(probability),
+        float(np.rad2deg(modes.angular_sd_rad(modes.take(components, slice(0, 1)))[0])),
+        True,
+    )
 
 
 def _add_residual(sums: Sums, model: _Model, row: int, group: int, explained: np.ndarray, pixels: HalfPlane) -> float:
@@ -274,28 +270,19 @@ def _add_residual(sums: Sums, model: _Model, row: int, group: int, explained: np
     return float(np.sqrt(np.sum(counts * residual / (2 * model.variance[row])) / counts.sum()))
 
 
-def _mean_pose(
-    candidates: Candidates, rotations: np.ndarray, shifts: np.ndarray, weights: np.ndarray, step_deg: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior mean of the pose around its mode, finer than the grid: over rotations within two steps of the best."""
-    best = int(np.argmax(weights))
-    of_pair = np.repeat(np.arange(len(rotations)), np.diff(candidates.start))
-    near = angle_between_deg(rotations, rotations[of_pair[best]])[of_pair] <= 2 * step_deg
-    rotation = mean_rotation(rotations[of_pair[near]], weights[near])
-    shift = np.average(shifts[candidates.shift[near]], axis=0, weights=weights[near])
-    return rotation, shift
-
-
-def back_project(volume: np.ndarray, batch: Batch, pixels: HalfPlane) -> np.ndarray:
+def back_project(volume: np.ndarray, batch: Batch, pixels: HalfPlane, reference: np.ndarray | None) -> np.ndarray:
     """Add images at the poses they came with to an accumulator, in place: C X with weight C^2.
 
-    volume: as `Sums.volume`. Returns (n,) bool, False where the image or its CTF is not finite and was left out.
+    volume: as `Sums.volume`; reference: from `slices.prepare`, whose slices are taken off the images beforehand, or
+    None. Returns (n,) bool, False where the image or its CTF is not finite and was left out.
     """
-    count = len(pixels.kx)
+    box, count = batch.images.shape[-1], len(pixels.kx)
     every, packed = _packed(batch)
     ctf = batch.ctf[:, :count]
     usable = np.isfinite(_mean_power(every, packed)).all(axis=1) & np.isfinite(ctf).all(axis=1)
-    moved = posterior.shift_phases(pixels, batch.origin_px, batch.images.shape[-1], count)
+    moved = posterior.shift_phases(pixels, batch.origin_px, box, count)
     values = packed[:, :count] * ctf * moved
-    slices.insert(volume, batch.rotation[usable], values[usable], (ctf**2)[usable], pixels)
+    if reference is not None:
+        values -= ctf**2 * slices.extract(reference, batch.rotation, pixels, box)
+    slices.insert(volume, batch.rotation[usable], values[usable], (ctf**2)[usable], pixels, box)
     return usable

@@ -20,10 +20,24 @@ def assemble(slabs: Sequence[np.ndarray], operators: np.ndarray) -> np.ndarray:
     return solve.complete(np.concatenate(slabs), operators)
 
 
-def plain_map(accumulator: np.ndarray, shell_max: int, box_px: int) -> np.ndarray:
-    """The map of a half without a filter, on the grey scale of the images: what FSCs are taken of, and archived."""
-    precision = solve.weight_floor(solve.mean_weights(accumulator, shell_max))
-    return solve.divide(accumulator, precision, box_px)
+def plain_map(
+    accumulator: np.ndarray, reference: np.ndarray | None, operators: np.ndarray, shell_max: int, box_px: int
+) -> np.ndarray:
+    """The map of a half without a filter, on the grey scale of the images: what FSCs are taken of, and archived.
+
+    reference: (D, D, D), whose slices were taken off the images that the accumulator sums, or None.
+    """
+    precision = solve.weight_floor(solve.mean_weights(accumulator, shell_max, box_px))
+    return solve.maximise(accumulator, reference, precision, operators, box_px)
+
+
+def first_map(accumulator: np.ndarray, mask: np.ndarray, operators: np.ndarray, shell_max: int) -> np.ndarray:
+    """A masked map of one half for others to improve on, its prior from the half itself: what is outside the mask is
+    noise."""
+    weights = solve.mean_weights(accumulator, shell_max, len(mask))
+    plain = solve.maximise(accumulator, None, solve.weight_floor(weights), operators, len(mask))
+    share = fsc.signal_share(plain, mask)[: shell_max + 1]
+    return mask * solve.maximise(accumulator, None, solve.prior_precision(share, weights), operators, len(mask))
 
 
 def half_fsc(first: np.ndarray, second: np.ndarray, mask: np.ndarray) -> HalfFsc:
@@ -31,14 +45,38 @@ def half_fsc(first: np.ndarray, second: np.ndarray, mask: np.ndarray) -> HalfFsc
     return HalfFsc(fsc.shell_correlation(first, second), fsc.shell_correlation(first * mask, second * mask))
 
 
-def regularised_map(accumulator: np.ndarray, halves: HalfFsc, shell_max: int, box_px: int) -> np.ndarray:
+def regularised_map(
+    accumulator: np.ndarray,
+    reference: np.ndarray | None,
+    halves: HalfFsc,
+    operators: np.ndarray,
+    shell_max: int,
+    box_px: int,
+) -> np.ndarray:
     """The maximum a posteriori map of a half, its prior from the FSC between the halves: the next reference."""
-    precision = solve.prior_precision(halves.masked[: shell_max + 1], solve.mean_weights(accumulator, shell_max))
-    return solve.divide(accumulator, precision, box_px)
+    weights = solve.mean_weights(accumulator, shell_max, box_px)
+    precision = solve.prior_precision(halves.masked[: shell_max + 1], weights)
+    return solve.maximise(accumulator, reference, precision, operators, box_px)
 
 
-def merged_map(first: np.ndarray, second: np.ndarray, halves: HalfFsc, shell_max: int, box_px: int) -> np.ndarray:
-    """The map of all particles, its prior from FSC_full = 2 FSC / (1 + FSC) (Rosenthal & Henderson 2003, eq. 7)."""
+def merged_map(
+    first: np.ndarray,
+    second: np.ndarray,
+    references: Sequence[np.ndarray] | None,
+    halves: HalfFsc,
+    operators: np.ndarray,
+    shell_max: int,
+    box_px: int,
+) -> np.ndarray:
+    """The map of all particles, its prior from FSC_full = 2 FSC / (1 + FSC) (Rosenthal & Henderson 2003, eq. 7).
+
+    references: those of the halves, or None. Their mean is the reference of both together.
+    """
     half = np.maximum(halves.masked[: shell_max + 1], 0)
+    reference = None
+    if references is not None:
+        reference, apart = (references[0] + references[1]) / 2, (references[0] - references[1]) / 2
+        first, second = (solve.rebased(of, sign * apart, operators) for of, sign in ((first, 1), (second, -1)))
     both = first + second
-    return solve.divide(both, solve.prior_precision(2 * half / (1 + half), solve.mean_weights(both, shell_max)), box_px)
+    precision = solve.prior_precision(2 * half / (1 + half), solve.mean_weights(both, shell_max, box_px))
+    return solve.maximise(both, reference, precision, operators, box_px)

@@ -1,8 +1,9 @@
-"""Which poses an iteration looks at: a pyramid of grids, each level half the step and twice the resolution.
+"""Which poses an iteration looks at.
 
-The resolution that a level uses is matched to its angular step: turning a particle of diameter D by the step moves its
-edge by step * D / 2, and finer detail than that cannot be compared on such a grid. Only poses that still hold part of
-the posterior are divided on (adaptive oversampling; Scheres 2012, section 2.5).
+Either everywhere: a grid of rotations and shifts is scored at low resolution, and from its best points poses climb to
+the modes of the posterior, at twice the resolution in each level. Or, once poses are good, from the last ones alone. The
+resolution of the grid is matched to its step: turning a particle of diameter D by the step moves its edge by
+step * D / 2, and finer detail than that cannot be compared on such a grid.
 """
 
 import math
@@ -13,49 +14,39 @@ import numpy as np
 from dcryo.kernels.sampling import order_for_step, step_deg
 from dcryo.kernels.shells import resolution_A, shell_at
 
-COARSEST_ORDER = 2
-FINEST_ORDER = 8
+COARSEST_ORDER, FINEST_ORDER = 2, 4
 
-# The finest step moves the particle's edge by this fraction of the resolution, so that the grid is not what limits it.
-_FINEST_STEP = 0.5
-# From this order on the poses of the last iteration are trusted and only their surroundings are searched.
-_LOCAL_ORDER = 5
-_LOCAL_RADIUS_STEPS = 2.5
-
-
-@dataclass(frozen=True)
-class Level:
-    """One grid: HEALPix order of the rotations, shells used in scores, step and offset of the shifts in pixels."""
-
-    order: int
-    shell: int
-    shift_step_px: float
-    shift_offset_px: float
+# The step of the grid moves the particle's edge by no more than this, so that first references suffice for it.
+_GRID_EDGE_A = 40.0
+# Shifts of the grid move by this part of what the step of rotations moves the edge by.
+_SHIFT_STEP = 1 / 3
+# Once the resolution is this part of the particle's radius, only the surroundings of the last poses are searched.
+_LOCAL_RESOLUTION = 1 / 8
 
 
 @dataclass(frozen=True)
 class Search:
     """The poses to look at in one iteration.
 
-    radius_deg: how far from the last pose, or None for everywhere; shift_range_px: how far from the last shift;
-    perturbation: (3, 3) rotation of the whole grid; fraction, maximum: which poses are divided on and back-projected;
-    temperature: what scores of all levels but the finest are divided by before they are weighed, for the pose that a
-    coarse grid lacks may be worth tens of units more than its neighbours on the grid;
-    profile_scale: the grey scale of the reference is unknown, see `posterior`.
+    grid_order: HEALPix order of the grid that looks everywhere, None where only the last poses are climbed from;
+    shells: resolution of each level, coarse to fine, the first that of the grid; shift_range_px, shift_step_px: shifts
+    of the grid, from the last; window_deg, window_px: standard deviations of the Gaussian window of each starting pose;
+    perturbation: (3, 3) rotation of the whole grid; profile_scale: the grey scale of the reference is unknown, see
+    `posterior`; fraction, maximum: which components go on to the next level; temperature: what log-weights of all
+    levels but the last are divided by before that, for they do not yet know all that the image says.
     """
 
-    levels: tuple[Level, ...]
+    grid_order: int | None
+    shells: tuple[int, ...]
     shift_range_px: float
-    radius_deg: float | None
+    shift_step_px: float
+    window_deg: float
+    window_px: float
     perturbation: np.ndarray
     profile_scale: bool = False
     fraction: float = 0.999
-    maximum: int = 500
+    maximum: int = 32
     temperature: float = 3.0
-
-    @property
-    def finest(self) -> Level:
-        return self.levels[-1]
 
 
 def plan_search(
@@ -71,27 +62,35 @@ def plan_search(
     """The search for an iteration that uses the reference up to a shell.
 
     diameter_A: of the particle; trusted: whether there are poses from an earlier iteration good enough for a local
-    search, which is made once the finest grid is fine enough.
+    search, which is made once the resolution is fine enough.
     """
+    radius_A = diameter_A / 2
     resolution = resolution_A(max(shell, 1), box_px, pixel_size_A)
-    finest_step = math.degrees(_FINEST_STEP * resolution / (diameter_A / 2))
-    finest = min(max(order_for_step(finest_step), COARSEST_ORDER + 1), FINEST_ORDER)
-    local = trusted and finest >= _LOCAL_ORDER
-    first = finest - 1 if local else COARSEST_ORDER
-
-    def level(order: int) -> Level:
-        edge_A = math.radians(step_deg(order)) * diameter_A / 2
-        matched = shell_at(max(edge_A, resolution), box_px, pixel_size_A)
-        step = edge_A / 4 / pixel_size_A
-        first_step = step * 2 ** (order - first)
-        return Level(order, shell if order == finest or local else matched, step, (first_step - step) / 2)
-
-    levels = tuple(level(order) for order in range(first, finest + 1))
-    shift_range = _LOCAL_RADIUS_STEPS * levels[0].shift_step_px if local else shift_range_A / pixel_size_A
+    if trusted and resolution <= _LOCAL_RESOLUTION * radius_A:
+        levels = _doubling(max(shell // 2, 1), shell)
+        reach_A = resolution_A(levels[0], box_px, pixel_size_A)
+        window_deg, window_px = math.degrees(reach_A / radius_A), reach_A / pixel_size_A
+        return Search(None, levels, 0.0, 0.0, window_deg, window_px, perturbation, profile_scale)
+    order = min(max(order_for_step(math.degrees(_GRID_EDGE_A / radius_A)), COARSEST_ORDER), FINEST_ORDER)
+    edge_A = math.radians(step_deg(order)) * radius_A
+    matched = max(min(shell_at(edge_A, box_px, pixel_size_A), shell), 1)
     return Search(
-        levels=levels,
-        shift_range_px=shift_range,
-        radius_deg=_LOCAL_RADIUS_STEPS * step_deg(first) if local else None,
+        grid_order=order,
+        shells=_doubling(matched, shell),
+        shift_range_px=shift_range_A / pixel_size_A,
+        shift_step_px=_SHIFT_STEP * edge_A / pixel_size_A,
+        # Windows of half a step add up to one to a percent or two.
+        window_deg=step_deg(order) / 2,
+        window_px=shift_range_A / pixel_size_A,
         perturbation=perturbation,
         profile_scale=profile_scale,
     )
+
+
+def _doubling(first: int, last: int) -> tuple[int, ...]:
+    """Shells from the first to the last, each at most twice the one before."""
+    levels = [first]
+    while levels[-1] < last:
+        rest = last / levels[-1]
+        levels.append(last if rest <= 2 else round(levels[-1] * rest ** (1 / math.ceil(math.log2(rest)))))
+    return tuple(levels)

@@ -116,7 +116,7 @@ def signal(prepared: NDArray[np.complex64], microscope: Microscope, truth: Truth
     that the particle's centre lies at the box centre minus the origin, times the CTF.
     """
     pixels = image_pixels(microscope.box_px)
-    transforms = slices.extract(prepared, truth.rotation, pixels)
+    transforms = slices.extract(prepared, truth.rotation, pixels, microscope.box_px)
     transforms *= shift_phases(pixels, -truth.origin_A / microscope.pixel_size_A, microscope.box_px, len(pixels.kx))
     transforms *= ctf(
         pixels.kx,

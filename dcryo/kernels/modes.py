@@ -1,0 +1,454 @@
+"""Modes of the posterior over poses, climbed by derivatives, and the Gaussians around them.
+
+A pose is moved by a small rotation vector d on the image's side, A = exp([d]x) A0, and by a change of its shift t.
+With slice S, Y = C X / v at the pose's shift and W = C^2 / v (see `posterior`), the score Re <Y, S> - 1/2 <W, |S|^2> is
+that of a least-squares problem, so its gradient comes with a Hessian that is never negative (Gauss-Newton):
+
+    dS / dd = grad S . (k x e_x, k x e_y, k x e_z),    dY / dt = -i (2 pi / D) k Y,    k = (kx, ky, 0)
+
+grad S is the gradient of the interpolation, turned into the image's frame. Steps are damped as by Levenberg
+(1944) and Marquardt (1963). A component of the posterior is a mode with the Gaussian that its Hessian makes (Laplace's
+approximation), within a Gaussian window: the windows of a grid of rotations add up to one, so that the components that
+are climbed from its points share the posterior among them and count none of it twice.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from dcryo.euler import matrix_from_rotvec
+from dcryo.kernels.interpolation import read_slope
+from dcryo.kernels.shells import HalfPlane
+from dcryo.kernels.slices import locate, numbers, scale
+
+# A pose has five parameters: three of rotation (rad), two of shift (px).
+PARAMETERS = 5
+_BLOCK = 128
+# Sums over pixels: cross, norm, then gradients of cross (3 and 2) and of norm (3), then the Hessian's 15.
+_CROSS, _NORM, _CROSS_D, _CROSS_T, _NORM_D, _HESSIAN, _SUMS = 0, 1, 2, 5, 7, 10, 25
+_FIRST_DAMPING = 1e-3
+# A step that promises less than this of log-likelihood is not made.
+_NEGLIGIBLE_GAIN = 5e-3
+_LONGEST_TURN = 0.35
+# Modes nearer than this many standard deviations of either are one.
+_SAME = 0.5
+# A component that blurs a slice by no more than this at its rim (Fourier pixels) is one point.
+_NARROW_PX = 0.25
+
+
+class Components(NamedTuple):
+    """The posterior of one image as Gaussians around K modes.
+
+    rotation: (K, 3, 3); shift: (K, 2) px, from the last origin; centre: (K, 3, 3), the middle of each one's window, that
+    of shifts being the last origin; score: (K,) log-likelihood of the mode over that of an empty image; log_weight: (K,)
+    log of the posterior mass, up to a constant; hessian: (K, 5, 5) of minus the log-posterior, window included.
+    """
+
+    rotation: np.ndarray
+    shift: np.ndarray
+    centre: np.ndarray
+    score: np.ndarray
+    log_weight: np.ndarray
+    hessian: np.ndarray
+
+
+def started(rotations: np.ndarray, shifts_px: np.ndarray) -> Components:
+    """Components that have not climbed yet, each in the middle of its window. rotations: (K, 3, 3); shifts_px: (K, 2)."""
+    count = len(rotations)
+    blank = np.zeros(count)
+    return Components(
+        np.array(rotations, dtype=np.float64),
+        np.array(shifts_px, dtype=np.float64),
+        np.array(rotations, dtype=np.float64),
+        blank,
+        blank.copy(),
+        np.zeros((count, PARAMETERS, PARAMETERS)),
+    )
+
+
+def climb(
+    components: Components,
+    prepared: np.ndarray,
+    image: np.ndarray,
+    weights: np.ndarray,
+    pixels: HalfPlane,
+    shell: int,
+    box_px: int,
+    window: tuple[float, float],
+    profile_scale: bool,
+    evaluations: int,
+) -> Components:
+    """Components moved to the nearest modes of the posterior at a resolution, duplicates made one, best first.
+
+    prepared: Fourier volume; image: (>= P,) complex64, Y at the last origin; weights: (>= P,) float32, W; shell: the
+    resolution; window: standard deviations of the window in rad and px; evaluations: at most so many for each.
+    """
+    climbed = Components(*(column.copy() for column in components))
+    _climb_all(
+        *climbed, numbers(prepared), prepared.shape, scale(box_px), image, weights, pixels.kx, pixels.ky, pixels.within(shell),
+        pixels.shell_max, box_px, window[0], window[1], profile_scale, evaluations,
+    )  # fmt: skip
+    return take(climbed, _distinct(climbed.rotation, climbed.shift, climbed.log_weight, climbed.hessian))
+
+
+def take(components: Components, rows: np.ndarray) -> Components:
+    return Components(*(column[rows] for column in components))
+
+
+class Points(NamedTuple):
+    """Weighted points that stand for a posterior.
+
+    rotation: (Q, 3, 3); shift: (Q, 2) px; spread: (Q, 3) px^2, covariance xx, xy and yy of the shift about it;
+    probability: (Q,), which sum to one.
+    """
+
+    rotation: np.ndarray
+    shift: np.ndarray
+    spread: np.ndarray
+    probability: np.ndarray
+
+
+def cubature(components: Components, probability: np.ndarray, radius_px: float) -> Points:
+    """Points with the means and covariances of the components.
+
+    Along each axis along which a component is so wide that it blurs the slice at `radius_px` (Fourier pixels), it is
+    split into two points a standard deviation (times the root of the number of such axes) to either side: the cubature
+    of third degree (Stroud 1971). Shifts are Gaussian about each point, with the mean that goes with its rotation.
+    """
+    turn_turn, turn_shift = components.hessian[:, :3, :3], components.hessian[:, :3, 3:]
+    spread = np.linalg.inv(components.hessian[:, 3:, 3:])
+    # The Hessian of the rotation alone, the shift integrated out.
+    variance, axes = np.linalg.eigh(np.linalg.inv(turn_turn - turn_shift @ spread @ np.swapaxes(turn_shift, 1, 2)))
+    sigma = np.sqrt(variance)
+    wide = sigma * radius_px > _NARROW_PX
+    number = wide.sum(axis=1)
+    owner, turns, share = [], [], []
+    for k, count in enumerate(number):
+        offsets = np.sqrt(count) * (sigma[k] * axes[k]).T[wide[k]] if count else np.zeros((1, 3))
+        offsets = np.concatenate([offsets, -offsets]) if count else offsets
+        owner.append(np.full(len(offsets), k))
+        turns.append(offsets)
+        share.append(np.full(len(offsets), probability[k] / len(offsets)))
+    of, turn = np.concatenate(owner), np.concatenate(turns)
+    shift = components.shift[of] - np.einsum("qab,qcb,qc->qa", spread[of], turn_shift[of], turn)
+    rotation = matrix_from_rotvec(turn) @ components.rotation[of]
+    return Points(rotation, shift, spread[of][:, [0, 0, 1], [0, 1, 1]], np.concatenate(share))
+
+
+def angular_sd_rad(components: Components) -> np.ndarray:
+    """Standard deviation of each component's rotation, root mean square over directions, (K,) in rad."""
+    covariance = np.linalg.inv(components.hessian)[:, :3, :3]
+    return np.sqrt(np.trace(covariance, axis1=1, axis2=2) / 3)
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _gather(volume, shape, turn, kx, ky, first, last, out):  # type: ignore[no-untyped-def]
+    """Slice S, its derivative z along the image's z axis, and e that of a turn about it, of a block of pixels.
+
+    turn: rotation times the padding; out: (>= 6, block) float32: S, z and e, real and imaginary each.
+    """
+    row, zero = 2 * shape[2], np.float32(0)
+    for p in range(first, last):
+        u, v = np.float32(kx[p]), np.float32(ky[p])
+        lowest, fx, fy, fz, sign = locate(shape, turn, u, v, zero)
+        real, imaginary, xr, xi, yr, yi, zr, zi = read_slope(volume, 2 * lowest, row, row * shape[1], fx, fy, fz)
+        ex = v * turn[0, 0] - u * turn[1, 0]
+        ey = v * turn[0, 1] - u * turn[1, 1]
+        ez = v * turn[0, 2] - u * turn[1, 2]
+        b = p - first
+        # Of the opposite pixel the value is the conjugate, and the gradient minus the conjugate.
+        out[0, b] = real
+        out[1, b] = sign * imaginary
+        out[2, b] = sign * (turn[2, 0] * xr + turn[2, 1] * yr + turn[2, 2] * zr)
+        out[3, b] = turn[2, 0] * xi + turn[2, 1] * yi + turn[2, 2] * zi
+        out[4, b] = sign * (ex * xr + ey * yr + ez * zr)
+        out[5, b] = ex * xi + ey * yi + ez * zi
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _evaluate(volume, shape, rotation, shift, image, weights, kx, ky, count, shell_max, box, block, phases, out):  # type: ignore[no-untyped-def]
+    """Sums over `count` pixels: Re <Y, S>, <W, |S|^2>, their gradients and the Gauss-Newton Hessian of half the latter.
+
+    block: (10, _BLOCK) float32 and phases: (2, 2, 2 shell_max + 1) float32 are work space; out: (_SUMS,) float64.
+    """
+    unit = 2 * np.pi / box
+    for k in range(-shell_max, shell_max + 1):
+        for axis in range(2):
+            angle = -unit * k * shift[axis]
+            phases[axis, 0, k + shell_max] = np.cos(angle)
+            phases[axis, 1, k + shell_max] = np.sin(angle)
+    out[:] = 0
+    c = np.float32(unit)
+    for first in range(0, count, _BLOCK):
+        last = min(first + _BLOCK, count)
+        _gather(volume, shape, rotation, kx, ky, first, last, block)
+        for p in range(first, last):
+            ix, iy = kx[p] + shell_max, ky[p] + shell_max
+            pr = phases[0, 0, ix] * phases[1, 0, iy] - phases[0, 1, ix] * phases[1, 1, iy]
+            pi = phases[0, 0, ix] * phases[1, 1, iy] + phases[0, 1, ix] * phases[1, 0, iy]
+            block[6, p - first] = image[p].real * pr - image[p].imag * pi
+            block[7, p - first] = image[p].real * pi + image[p].imag * pr
+            block[8, p - first] = kx[p]
+            block[9, p - first] = ky[p]
+        zero = np.float32(0)
+        cross = norm = c1 = c2 = c3 = tx = ty = n1 = n2 = n3 = zero
+        h11 = h12 = h22 = h13 = h23 = h33 = zero
+        h1x = h1y = h2y = h3x = h3y = hxx = hxy = hyy = zero
+        for b in range(last - first):
+            u, v, w = block[8, b], block[9, b], weights[first + b]
+            sr, si, yr, yi = block[0, b], block[1, b], block[6, b], block[7, b]
+            zr, zi, er, ei = block[2, b], block[3, b], block[4, b], block[5, b]
+            cross += sr * yr + si * yi
+            power = w * (sr * sr + si * si)
+            norm += power
+            zy = zr * yr + zi * yi
+            c1 -= v * zy
+            c2 += u * zy
+            c3 += er * yr + ei * yi
+            turn = sr * yi - si * yr
+            tx += u * turn
+            ty += v * turn
+            zs = w * (zr * sr + zi * si)
+            n1 -= v * zs
+            n2 += u * zs
+            n3 += w * (er * sr + ei * si)
+            zz = w * (zr * zr + zi * zi)
+            h11 += v * v * zz
+            h12 -= u * v * zz
+            h22 += u * u * zz
+            ze = w * (zr * er + zi * ei)
+            h13 -= v * ze
+            h23 += u * ze
+            h33 += w * (er * er + ei * ei)
+            # Re (conj(dS) i S)
+            zq = w * (zi * sr - zr * si)
+            eq = w * (ei * sr - er * si)
+            h1x -= u * v * zq
+            h1y -= v * v * zq
+            h2y += u * u * zq  # the entry (2, x); (2, y) is minus (1, x)
+            h3x += u * eq
+            h3y += v * eq
+            hxx += u * u * power
+            hxy += u * v * power
+            hyy += v * v * power
+        out[0] += cross
+        out[1] += norm
+        out[2] += c1
+        out[3] += c2
+        out[4] += c3
+        out[5] += c * tx
+        out[6] += c * ty
+        out[7] += n1
+        out[8] += n2
+        out[9] += n3
+        out[10] += h11
+        out[11] += h12
+        out[12] += h13
+        out[13] += c * h1x
+        out[14] += c * h1y
+        out[15] += h22
+        out[16] += h23
+        out[17] += c * h2y
+        out[18] -= c * h1x
+        out[19] += h33
+        out[20] += c * h3x
+        out[21] += c * h3y
+        out[22] += c * c * hxx
+        out[23] += c * c * hxy
+        out[24] += c * c * hyy
+
+
+@njit(nogil=True, cache=True)
+def _quadratic(sums, profile, gradient, hessian):  # type: ignore[no-untyped-def]
+    """Score, gradient and Hessian (of minus the score) from the sums; over the grey scale's best value if profiled."""
+    a = 1.0
+    if profile:
+        a = max(sums[_CROSS], 0.0) / max(sums[_NORM], 1e-30)
+    for j in range(3):
+        gradient[j] = a * sums[_CROSS_D + j] - a * a * sums[_NORM_D + j]
+    for j in range(2):
+        gradient[3 + j] = a * sums[_CROSS_T + j]
+    n = _HESSIAN
+    for i in range(PARAMETERS):
+        for j in range(i, PARAMETERS):
+            hessian[i, j] = hessian[j, i] = a * a * sums[n]
+            n += 1
+    return a * sums[_CROSS] - 0.5 * a * a * sums[_NORM]
+
+
+@njit(nogil=True, cache=True)
+def _factor(matrix, lower):  # type: ignore[no-untyped-def]
+    """Cholesky factor of a positive 5 x 5 matrix; returns the log of its determinant."""
+    log_det = 0.0
+    for i in range(PARAMETERS):
+        for j in range(i + 1):
+            rest = matrix[i, j]
+            for k in range(j):
+                rest -= lower[i, k] * lower[j, k]
+            if i == j:
+                rest = max(rest, 1e-12 * matrix[i, i] + 1e-300)
+                lower[i, i] = np.sqrt(rest)
+                log_det += np.log(rest)
+            else:
+                lower[i, j] = rest / lower[j, j]
+    return log_det
+
+
+@njit(nogil=True, cache=True)
+def _substitute(lower, right, out):  # type: ignore[no-untyped-def]
+    """Solve L L^T out = right."""
+    for i in range(PARAMETERS):
+        rest = right[i]
+        for k in range(i):
+            rest -= lower[i, k] * out[k]
+        out[i] = rest / lower[i, i]
+    for i in range(PARAMETERS - 1, -1, -1):
+        rest = out[i]
+        for k in range(i + 1, PARAMETERS):
+            rest -= lower[k, i] * out[k]
+        out[i] = rest / lower[i, i]
+
+
+@njit(nogil=True, cache=True)
+def _turned(rotation, vector, out):  # type: ignore[no-untyped-def]
+    """out = exp([vector]x) rotation (Rodrigues)."""
+    x, y, z = vector[0], vector[1], vector[2]
+    square = x * x + y * y + z * z
+    angle = np.sqrt(square)
+    if angle < 1e-6:
+        s, c = 1.0, 0.5
+    else:
+        s, c = np.sin(angle) / angle, (1 - np.cos(angle)) / square
+    for j in range(3):
+        a, b, d = rotation[0, j], rotation[1, j], rotation[2, j]
+        along = x * a + y * b + z * d
+        cosine = 1 - c * square
+        out[0, j] = cosine * a + s * (y * d - z * b) + c * along * x
+        out[1, j] = cosine * b + s * (z * a - x * d) + c * along * y
+        out[2, j] = cosine * d + s * (x * b - y * a) + c * along * z
+
+
+@njit(nogil=True, cache=True)
+def _turn_between(first, second, out):  # type: ignore[no-untyped-def]
+    """Rotation vector that takes `second` to `first`: log(first second^T)."""
+    trace = 0.0
+    for i in range(3):
+        for k in range(3):
+            trace += first[i, k] * second[i, k]
+    for i in range(3):
+        j, l = (i + 1) % 3, (i + 2) % 3  # noqa: E741
+        entry = 0.0
+        for k in range(3):
+            entry += first[l, k] * second[j, k] - first[j, k] * second[l, k]
+        out[i] = entry / 2
+    sine = np.sqrt(out[0] ** 2 + out[1] ** 2 + out[2] ** 2)
+    angle = np.arctan2(sine, (trace - 1) / 2)
+    factor = 1.0 if sine < 1e-9 else angle / sine
+    for i in range(3):
+        out[i] *= factor
+
+
+@njit(nogil=True, cache=True)
+def _climb_all(
+    rotations, shifts, centres, scores, log_weights, hessians, volume, shape, padding, image, weights, kx, ky, count,
+    shell_max, box, window_turn, window_shift, profile, evaluations,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    block = np.empty((10, _BLOCK), dtype=np.float32)
+    phases = np.empty((2, 2, 2 * shell_max + 1), dtype=np.float32)
+    sums = np.empty(_SUMS)
+    turn_scaled = np.empty((3, 3), dtype=np.float32)
+    prior = np.empty(PARAMETERS)
+    prior[:3] = 1 / window_turn**2
+    prior[3:] = 1 / window_shift**2
+    log_prior = 0.5 * np.sum(np.log(prior))
+    gradient, trial_gradient = np.empty(PARAMETERS), np.empty(PARAMETERS)
+    hessian, trial_hessian = np.empty((PARAMETERS, PARAMETERS)), np.empty((PARAMETERS, PARAMETERS))
+    damped, lower = np.empty((PARAMETERS, PARAMETERS)), np.zeros((PARAMETERS, PARAMETERS))
+    step, away = np.empty(PARAMETERS), np.empty(PARAMETERS)
+    rotation, trial_rotation = np.empty((3, 3)), np.empty((3, 3))
+    shift, trial_shift = np.empty(2), np.empty(2)
+    for n in range(len(rotations)):
+        rotation[:] = rotations[n]
+        trial_rotation[:] = rotations[n]
+        trial_shift[:] = shifts[n]
+        best, score = -np.inf, 0.0
+        damping = _FIRST_DAMPING
+        for evaluation in range(evaluations):
+            turn_scaled[:] = padding * trial_rotation
+            _evaluate(
+                volume, shape, turn_scaled, trial_shift, image, weights, kx, ky, count, shell_max, box, block, phases, sums
+            )
+            trial_score = _quadratic(sums, profile, trial_gradient, trial_hessian)
+            _turn_between(trial_rotation, centres[n], away)
+            away[3:] = trial_shift
+            value = trial_score
+            for i in range(PARAMETERS):
+                value -= 0.5 * prior[i] * away[i] ** 2
+                trial_gradient[i] -= prior[i] * away[i]
+                trial_hessian[i, i] += prior[i]
+            if value > best or evaluation == 0:
+                if evaluation > 0:
+                    damping *= 0.2
+                best, score = value, trial_score
+                rotation[:] = trial_rotation
+                shift[:] = trial_shift
+                gradient[:] = trial_gradient
+                hessian[:] = trial_hessian
+            else:
+                damping = max(10 * damping, 0.05)
+            damped[:] = hessian
+            for i in range(PARAMETERS):
+                damped[i, i] *= 1 + damping
+            _factor(damped, lower)
+            _substitute(lower, gradient, step)
+            gain = 0.0
+            for i in range(PARAMETERS):
+                gain += 0.5 * step[i] * gradient[i]
+            if not gain > _NEGLIGIBLE_GAIN:
+                break
+            turn = np.sqrt(step[0] ** 2 + step[1] ** 2 + step[2] ** 2)
+            if turn > _LONGEST_TURN:
+                step *= _LONGEST_TURN / turn
+            _turned(rotation, step, trial_rotation)
+            trial_shift[0] = shift[0] + step[3]
+            trial_shift[1] = shift[1] + step[4]
+        rotations[n] = rotation
+        shifts[n] = shift
+        scores[n] = score
+        hessians[n] = hessian
+        # Laplace: the integral over window times likelihood around the mode.
+        log_weights[n] = best + log_prior - 0.5 * _factor(hessian, lower)
+
+
+@njit(nogil=True, cache=True)
+def _distinct(rotations, shifts, log_weights, hessians):  # type: ignore[no-untyped-def]
+    """Rows of the modes that are not another one again, best first; the weights of their doubles added, in place."""
+    order = np.argsort(-log_weights, kind="mergesort")
+    kept = np.empty(len(order), dtype=np.int64)
+    found = 0
+    away = np.empty(PARAMETERS)
+    for row in order:
+        if not np.isfinite(log_weights[row]):
+            continue
+        double = -1
+        for n in range(found):
+            other = kept[n]
+            _turn_between(rotations[row], rotations[other], away)
+            away[3:] = shifts[row] - shifts[other]
+            square = 0.0
+            for i in range(PARAMETERS):
+                for j in range(PARAMETERS):
+                    square += away[i] * hessians[other, i, j] * away[j]
+            if square < _SAME**2:
+                double = other
+                break
+        if double < 0:
+            kept[found] = row
+            found += 1
+        else:
+            most = max(log_weights[row], log_weights[double])
+            log_weights[double] = most + np.log(
+                np.exp(log_weights[row] - most) + np.exp(log_weights[double] - most)
+            )
+    return kept[:found]
