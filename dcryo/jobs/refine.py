@@ -24,7 +24,7 @@ from dcryo.jobs.dataset import Dataset, cut_shards, left_out_rows, load_dataset,
 from dcryo.jobs.memory import check_memory, expectation_bytes
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
 from dcryo.jobs.outputs import read_maps, write_maps
-from dcryo.kernels import filters, fsc, rotations, sampling
+from dcryo.kernels import filters, fsc, modes, rotations, sampling
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import resolution_A, shell_at
 from dcryo.kernels.symmetry import operators
@@ -32,10 +32,13 @@ from dcryo.steps.maximisation import HalfFsc
 from dcryo.steps.search import Search, plan_search
 
 # Shells beyond the resolution that are back-projected too, so that the FSC can grow into them.
-_HEADROOM_SHELLS, _HEADROOM = 8, 0.25
+_HEADROOM_SHELLS, _HEADROOM = 12, 0.5
 # A resolution is better only by more than this many shells; after so many iterations without, the run has converged.
 _PROGRESS_SHELLS = 0.5
 _PATIENCE, _PATIENCE_AT_NYQUIST = 2, 1
+_ALL_BUT_NYQUIST = 0.95
+# And the poses turn by less than this part of their uncertainty, or it is not for want of patience.
+_SETTLED, _LONG_PATIENCE = 0.5, 6
 _SPECTRUM_PARTICLES = 1024
 # Noise in a shell is at least this part of the mean over the shells.
 _LEAST_NOISE = 1e-6
@@ -84,14 +87,15 @@ class RefineResult:
 class State:
     """All that one iteration hands to the next; an iteration is a function of this, the data and the options.
 
-    references: (2, D, D, D) float32, not masked; noise_power: (2, G, D // 2 + 1); rotation (n, 3, 3), origin_px (n, 2),
+    references: (2, D, D, D) float32, not masked; noise_power: (2, G, D // 2 + 1); fsc: (D // 2 + 1,) under the mask; rotation (n, 3, 3), origin_px (n, 2),
     norm, scale, log_likelihood, max_probability, significant (n,): of all particles; shell: resolution of the next
-    search; best_shell: finest crossing so far; stalled: iterations since; last: the next iteration is the final one.
+    search; posed_shell: that of the last; best_shell: finest crossing so far; stalled: iterations since; last: the next iteration is the final one.
     """
 
     iteration: int
     references: np.ndarray
     noise_power: np.ndarray
+    fsc: np.ndarray
     rotation: np.ndarray
     origin_px: np.ndarray
     norm: np.ndarray
@@ -100,16 +104,15 @@ class State:
     max_probability: np.ndarray
     significant: np.ndarray
     shell: int
+    posed_shell: int
     best_shell: float
     stalled: int
     last: bool
 
 
-_ARRAYS = (
-    "references", "noise_power", "rotation", "origin_px", "norm", "scale", "log_likelihood", "max_probability",
-    "significant",
-)  # fmt: skip
-_FIGURES = ("shell", "best_shell", "stalled", "last")
+_OF_PARTICLES = ("rotation", "origin_px", "norm", "scale", "log_likelihood", "max_probability", "significant")
+_ARRAYS = ("references", "noise_power", "fsc", *_OF_PARTICLES)
+_FIGURES = ("shell", "posed_shell", "best_shell", "stalled", "last")
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,7 @@ def _first_state(job: _Job, reference: np.ndarray, cluster: Cluster) -> State:
         iteration=0,
         references=np.stack([lowpassed, lowpassed]),
         noise_power=np.stack(graph.compute(powers, cluster)),
+        fsc=np.zeros(job.box_px // 2 + 1),
         rotation=np.tile(np.eye(3), (n, 1, 1)),
         origin_px=blank,
         norm=np.ones(n),
@@ -209,6 +213,7 @@ def _first_state(job: _Job, reference: np.ndarray, cluster: Cluster) -> State:
         max_probability=np.zeros(n),
         significant=np.zeros(n, dtype=np.int64),
         shell=max(shell_at(options.initial_lowpass_A, job.box_px, job.pixel_size_A), 1),
+        posed_shell=0,
         best_shell=0.0,
         stalled=0,
         last=options.max_iterations == 1,
@@ -224,7 +229,8 @@ def _search(job: _Job, state: State) -> Search:
         job.pixel_size_A,
         job.diameter_A,
         job.options.shift_range_A or 0.1 * job.diameter_A,
-        trusted=state.iteration > 0,
+        posed_shell=state.posed_shell,
+        shares=modes.shares(state.fsc, float(job.mask.mean()), len(state.norm) / 2 * len(job.operators)),
         perturbation=rotations.perturbation(sampling.step_deg(3) / 2, random),
         profile_scale=state.iteration == 0,
     )
@@ -271,7 +277,7 @@ def _both(items) -> tuple:  # type: ignore[no-untyped-def]
 
 def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> State:
     """The state after an iteration."""
-    columns = {name: getattr(state, name).copy() for name in _ARRAYS[2:]}
+    columns = {name: getattr(state, name).copy() for name in _OF_PARTICLES}
     noise = state.noise_power.copy()
     for index, half in enumerate(made.halves):
         rows = job.data.rows_of(index + 1)
@@ -285,27 +291,37 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
         found = half.residual[seen] / half.particles[seen, None]
         # Images without noise, which simulations make, would have weights without limit.
         noise[index, seen] = np.maximum(found, _LEAST_NOISE * found.mean(axis=1, keepdims=True))
+    # Poses that still follow the reference by more than half of what they are known to are not done.
+    turned = rotations.angular_distance_deg(columns["rotation"], state.rotation, job.operators)
+    settled = bool(np.median(turned) < _SETTLED * _angular_sd_deg(made))
     crossing = _crossing(made, shell_max)
     better = crossing > state.best_shell + _PROGRESS_SHELLS
     stalled = 0 if better else state.stalled + 1
-    patience = _PATIENCE_AT_NYQUIST if crossing >= job.box_px // 2 - _PROGRESS_SHELLS else _PATIENCE
+    patience = _PATIENCE_AT_NYQUIST if crossing >= _ALL_BUT_NYQUIST * (job.box_px // 2) else _PATIENCE
     number = state.iteration + 1
     return replace(
         state,
         iteration=number,
         references=np.stack(made.maps.regularised),
         noise_power=noise,
+        fsc=made.maps.fsc.masked,
         **columns,
         shell=max(int(crossing), shell_at(job.options.initial_lowpass_A, job.box_px, job.pixel_size_A), 1),
+        posed_shell=state.shell,
         best_shell=max(state.best_shell, crossing),
         stalled=stalled,
-        last=stalled >= patience or number + 1 >= job.options.max_iterations,
+        last=(stalled >= patience and (settled or stalled >= _LONG_PATIENCE)) or number + 1 >= job.options.max_iterations,
     )
 
 
 def _crossing(made: em.Iteration, shell_max: int) -> float:
     """Shell of the gold-standard resolution, among those that were back-projected: a mask spreads power past them."""
     return fsc.crossing(made.maps.fsc.masked[: shell_max + 1], fsc.GOLD_STANDARD)
+
+
+def _angular_sd_deg(made: em.Iteration) -> float:
+    """Median over particles of the uncertainty of their rotation."""
+    return float(np.median(np.concatenate([em.all_poses(half.shards).angle_sd_deg for half in made.halves])))
 
 
 def _figures(job: _Job, before: State, after: State, made: em.Iteration, search: Search, shell_max: int) -> dict:
@@ -316,7 +332,7 @@ def _figures(job: _Job, before: State, after: State, made: em.Iteration, search:
         "resolution_A": resolution_A(_crossing(made, shell_max), job.box_px, job.pixel_size_A),
         "shell_max": search.shells[-1],
         "search": "local" if search.grid_order is None else "global",
-        "angular_sd_deg": float(np.median(np.concatenate([em.all_poses(h.shards).angle_sd_deg for h in made.halves]))),
+        "angular_sd_deg": _angular_sd_deg(made),
         "median_rotation_change_deg": float(np.median(turned)),
         "median_shift_change_px": float(np.median(moved)),
         "mean_max_probability": float(after.max_probability.mean()),

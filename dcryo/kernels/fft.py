@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyfftw
+import scipy.fft
 
 _ESTIMATE = ("FFTW_ESTIMATE",)
 
@@ -120,19 +121,20 @@ def padded_transform(volume: np.ndarray, padded: int, half_width: int) -> np.nda
     padded transform. Returns (2h+1, 2h+1, h+1) complex64, frequencies from -h (along x from 0) to h.
     """
     box = volume.shape[0]
-    full = np.arange(-half_width, half_width + 1)
-    half = np.arange(half_width + 1)
-    # The last kept frequencies may lie past the padded Nyquist, where the transform repeats itself.
-    rows = np.empty((box, len(full), half_width + 1), dtype=np.complex64)
-    phase_x = _axis_phases(half, box, padded)
-    phase_y = _axis_phases(full, box, padded)[:, None]
-    for plane, out in zip(volume, rows, strict=True):
-        along_x = _forward(plane, padded, axis=1)[:, half % padded] * phase_x
-        out[:] = _forward(along_x, padded, axis=0)[full % padded] * phase_y
-    result = np.empty((len(full), len(full), half_width + 1), dtype=np.complex64)
-    for y in range(len(full)):
-        result[:, y] = _forward(rows[:, y], padded, axis=0)[full % padded] * phase_y
-    return result
+    full, half = np.arange(-half_width, half_width + 1), np.arange(half_width + 1)
+    phase_x, phase_y = _axis_phases(half, box, padded), _axis_phases(full, box, padded)[:, None]
+    # The last kept frequencies may lie past the padded Nyquist, where the transform repeats itself: the real one by its
+    # conjugate, backwards.
+    along_x = scipy.fft.rfft(np.asarray(volume, dtype=np.float32), n=padded, axis=2)
+    past = half > padded // 2
+    lines = along_x[:, :, np.where(past, padded - half, half)]
+    lines[:, :, past] = np.conj(lines[:, :, past])
+    lines *= phase_x
+    lines = scipy.fft.fft(lines, n=padded, axis=1, overwrite_x=True)[:, full % padded]
+    lines *= phase_y
+    lines = scipy.fft.fft(lines, n=padded, axis=0, overwrite_x=True)[full % padded]
+    lines *= phase_y[:, None]
+    return lines
 
 
 def padded_inverse(transform: np.ndarray, padded: int, box_px: int) -> np.ndarray:
@@ -143,33 +145,16 @@ def padded_inverse(transform: np.ndarray, padded: int, box_px: int) -> np.ndarra
     """
     half_width = transform.shape[2] - 1
     every = np.arange(-half_width, half_width + 1)
-    inside = np.abs(every) < padded / 2
+    inside = np.flatnonzero(np.abs(every) < padded / 2)
     full = every[inside]
-    half = np.arange(half_width + 1)[: np.count_nonzero(full >= 0)]
+    half = full[full >= 0]
     conj_y = np.conj(_axis_phases(full, box_px, padded))[:, None]
     conj_x = np.conj(_axis_phases(half, box_px, padded))
-    columns = np.empty((box_px, len(full), len(half)), dtype=np.complex64)
-    for position, y in enumerate(np.flatnonzero(inside)):
-        columns[:, position] = _backward(transform[inside, y, : len(half)] * conj_y, full, padded, box_px)
-    volume = np.empty((box_px, box_px, box_px), dtype=np.float32)
-    for plane, out in zip(columns, volume, strict=True):
-        rows = np.zeros((box_px, padded // 2 + 1), dtype=np.complex64)
-        rows[:, half] = _backward(plane * conj_y, full, padded, box_px) * conj_x
-        out[:] = pyfftw.interfaces.numpy_fft.irfft(rows, n=padded, axis=1, planner_effort="FFTW_ESTIMATE", threads=1)[
-            :, :box_px
-        ]
-    return volume
-
-
-def _forward(lines: np.ndarray, padded: int, axis: int) -> np.ndarray:
-    """Full complex transform along one axis, zero-padded at its end."""
-    return pyfftw.interfaces.numpy_fft.fft(
-        lines.astype(np.complex64), n=padded, axis=axis, planner_effort="FFTW_ESTIMATE", threads=1
-    )
-
-
-def _backward(lines: np.ndarray, frequencies: np.ndarray, padded: int, keep: int) -> np.ndarray:
-    """Inverse transform along the first axis of lines given at `frequencies`, first `keep` samples of it."""
-    spread = np.zeros((padded, *lines.shape[1:]), dtype=np.complex64)
-    spread[frequencies % padded] = lines
-    return pyfftw.interfaces.numpy_fft.ifft(spread, axis=0, planner_effort="FFTW_ESTIMATE", threads=1)[:keep]
+    kept = transform[inside[0] : inside[-1] + 1, inside[0] : inside[-1] + 1, : len(half)]
+    lines = np.zeros((padded, *kept.shape[1:]), dtype=np.complex64)
+    lines[full % padded] = kept * conj_y[:, None]
+    kept = scipy.fft.ifft(lines, axis=0, overwrite_x=True)[:box_px]
+    lines = np.zeros((box_px, padded, len(half)), dtype=np.complex64)
+    lines[:, full % padded] = kept * conj_y
+    kept = scipy.fft.ifft(lines, axis=1, overwrite_x=True)[:, :box_px]
+    return np.ascontiguousarray(scipy.fft.irfft(kept * conj_x, n=padded, axis=2)[:, :, :box_px])

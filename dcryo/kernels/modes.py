@@ -27,9 +27,11 @@ PARAMETERS = 5
 _BLOCK = 128
 # Sums over pixels: cross, norm, then gradients of cross (3 and 2) and of norm (3), then the Hessian's 15.
 _CROSS, _NORM, _CROSS_D, _CROSS_T, _NORM_D, _HESSIAN, _SUMS = 0, 1, 2, 5, 7, 10, 25
+# A pose is looked at so many times on its way to a mode, at most.
+_EVALUATIONS = 8
 _FIRST_DAMPING = 1e-3
-# A step that promises less than this of log-likelihood is not made.
-_NEGLIGIBLE_GAIN = 5e-3
+# A step that promises less than this of log-likelihood is the last one.
+_SMALL_GAIN = 0.05
 _LONGEST_TURN = 0.35
 # Modes nearer than this many standard deviations of either are one.
 _SAME = 0.5
@@ -38,13 +40,15 @@ _NARROW_PX = 0.25
 
 
 class Components(NamedTuple):
-    """The posterior of one image as Gaussians around K modes.
+    """The posteriors of n images as Gaussians around K modes in all, those of image i at start[i]:start[i + 1].
 
-    rotation: (K, 3, 3); shift: (K, 2) px, from the last origin; centre: (K, 3, 3), the middle of each one's window, that
-    of shifts being the last origin; score: (K,) log-likelihood of the mode over that of an empty image; log_weight: (K,)
-    log of the posterior mass, up to a constant; hessian: (K, 5, 5) of minus the log-posterior, window included.
+    start: (n + 1,) int64; rotation: (K, 3, 3); shift: (K, 2) px, from the last origin; centre: (K, 3, 3), the middle of
+    each one's window, that of shifts being the last origin; score: (K,) log-likelihood of the mode over that of an empty
+    image; log_weight: (K,) log of the posterior mass, up to a constant of the image; hessian: (K, 5, 5) of minus the
+    log-posterior, window included.
     """
 
+    start: np.ndarray
     rotation: np.ndarray
     shift: np.ndarray
     centre: np.ndarray
@@ -53,16 +57,72 @@ class Components(NamedTuple):
     hessian: np.ndarray
 
 
-def started(rotations: np.ndarray, shifts_px: np.ndarray) -> Components:
-    """Components that have not climbed yet, each in the middle of its window. rotations: (K, 3, 3); shifts_px: (K, 2)."""
+class Points(NamedTuple):
+    """Weighted points that stand for the posteriors of n images, those of image i at start[i]:start[i + 1].
+
+    start: (n + 1,) int64; rotation: (Q, 3, 3); shift: (Q, 2) px; spread_px2: (Q,) variance of the shift about it
+    along x or y, their mean; probability: (Q,), which sum to one for each image.
+    """
+
+    start: np.ndarray
+    rotation: np.ndarray
+    shift: np.ndarray
+    spread_px2: np.ndarray
+    probability: np.ndarray
+
+
+class Window(NamedTuple):
+    """Where a pose may go from its start: standard deviations of a Gaussian window of rotation vectors and of shifts, and
+    the hold that the reference has on it there (`Hold`)."""
+
+    turn_rad: float
+    shift_px: float
+    hold: np.ndarray
+
+
+def hold(shares: np.ndarray, radius_px: float, box_px: int) -> np.ndarray:
+    """With which force images hold on to the poses at which they were back-projected.
+
+    An image's own noise is part of the reference, at its last pose, and correlates with itself there. With the share h
+    that it has in what a slice of the reference says at its pixels, the score of a pose that displaces the pixels by q
+    gains 2 h rho(q) each, since noise has a mean |X|^2 / v of 2. rho is the transform of the masked volume over its
+    value at 0: for a sphere of radius r, 1 - (2 pi / D)^2 r^2 / 10 q^2 for small q.
+
+    shares: (S,) h per shell, of the shells that are scored. Returns (6,): curvature of the gain at the start, for three
+    rotations (rad^-2) and two shifts (px^-2), and its height. The gain is taken for a Gaussian of these.
+    """
+    shells = np.arange(len(shares))
+    moment = (2 * np.pi / box_px) ** 2 * np.sum(np.pi * shells * shares * shells**2)
+    turn = moment * radius_px**2 / 5
+    return np.array([turn, turn, 2 * turn, moment, moment, 2 * np.sum(np.pi * shells * shares)])
+
+
+def shares(fsc: np.ndarray, mask_fraction: float, images: float) -> np.ndarray:
+    """Mean share that an image has in what a regularised reference says at the image's own pixels, per shell, (S,).
+
+    The shares of all images add up to the degrees of freedom of the map in a shell: its voxels, (2 pi s^2 without
+    Friedel mates) times the part of the box inside the mask, times what the prior leaves of them, which is the FSC. An
+    image has pi s pixels there.
+
+    fsc: (S,) between the halves; images: in a half, times the order of the symmetry.
+    """
+    shells = np.arange(len(fsc))
+    return np.minimum(2 * shells * mask_fraction * np.clip(fsc, 0, 1) / images, 1.0)
+
+
+def started(rotations: np.ndarray, shifts_px: np.ndarray, start: np.ndarray) -> Components:
+    """Components that have not climbed yet, each in the middle of its window.
+
+    rotations: (K, 3, 3); shifts_px: (K, 2); start: (n + 1,).
+    """
     count = len(rotations)
-    blank = np.zeros(count)
     return Components(
+        np.asarray(start, dtype=np.int64),
         np.array(rotations, dtype=np.float64),
         np.array(shifts_px, dtype=np.float64),
         np.array(rotations, dtype=np.float64),
-        blank,
-        blank.copy(),
+        np.zeros(count),
+        np.zeros(count),
         np.zeros((count, PARAMETERS, PARAMETERS)),
     )
 
@@ -70,43 +130,41 @@ def started(rotations: np.ndarray, shifts_px: np.ndarray) -> Components:
 def climb(
     components: Components,
     prepared: np.ndarray,
-    image: np.ndarray,
+    images: np.ndarray,
     weights: np.ndarray,
     pixels: HalfPlane,
     shell: int,
     box_px: int,
-    window: tuple[float, float],
+    window: Window,
     profile_scale: bool,
-    evaluations: int,
 ) -> Components:
-    """Components moved to the nearest modes of the posterior at a resolution, duplicates made one, best first.
+    """Components moved to the nearest modes of the posterior at a resolution.
 
-    prepared: Fourier volume; image: (>= P,) complex64, Y at the last origin; weights: (>= P,) float32, W; shell: the
-    resolution; window: standard deviations of the window in rad and px; evaluations: at most so many for each.
+    prepared: Fourier volume; images: (n, >= P) complex64, Y at the last origins; weights: (n, >= P) float32, W; shell:
+    the resolution. Scores of an image that is not finite are not finite.
     """
     climbed = Components(*(column.copy() for column in components))
     _climb_all(
-        *climbed, numbers(prepared), prepared.shape, scale(box_px), image, weights, pixels.kx, pixels.ky, pixels.within(shell),
-        pixels.shell_max, box_px, window[0], window[1], profile_scale, evaluations,
+        *climbed, numbers(prepared), prepared.shape, scale(box_px), images, weights, pixels.kx, pixels.ky,
+        pixels.within(shell), pixels.shell_max, box_px, window.turn_rad, window.shift_px, window.hold, profile_scale,
     )  # fmt: skip
-    return take(climbed, _distinct(climbed.rotation, climbed.shift, climbed.log_weight, climbed.hessian))
+    return climbed
 
 
-def take(components: Components, rows: np.ndarray) -> Components:
-    return Components(*(column[rows] for column in components))
+def settled(
+    components: Components, temperature: float, fraction: float, maximum: int
+) -> tuple[Components, np.ndarray]:
+    """The distinct modes of each image that hold a fraction of its posterior, best first, and their probabilities.
 
-
-class Points(NamedTuple):
-    """Weighted points that stand for a posterior.
-
-    rotation: (Q, 3, 3); shift: (Q, 2) px; spread: (Q, 3) px^2, covariance xx, xy and yy of the shift about it;
-    probability: (Q,), which sum to one.
+    Modes that are one mode are made one, their masses added. Log-weights are divided by the temperature before they are
+    weighed. At most `maximum` are kept of an image, and none of an image whose scores are not finite.
     """
-
-    rotation: np.ndarray
-    shift: np.ndarray
-    spread: np.ndarray
-    probability: np.ndarray
+    rows, start, probability, log_weight = _settle(
+        components.start, components.rotation, components.shift, components.log_weight, components.hessian,
+        temperature, fraction, maximum,
+    )  # fmt: skip
+    kept = Components(start, *(column[rows] for column in components[1:]))
+    return kept._replace(log_weight=log_weight), probability
 
 
 def cubature(components: Components, probability: np.ndarray, radius_px: float) -> Points:
@@ -119,21 +177,28 @@ def cubature(components: Components, probability: np.ndarray, radius_px: float) 
     turn_turn, turn_shift = components.hessian[:, :3, :3], components.hessian[:, :3, 3:]
     spread = np.linalg.inv(components.hessian[:, 3:, 3:])
     # The Hessian of the rotation alone, the shift integrated out.
-    variance, axes = np.linalg.eigh(np.linalg.inv(turn_turn - turn_shift @ spread @ np.swapaxes(turn_shift, 1, 2)))
-    sigma = np.sqrt(variance)
+    curvature, axes = np.linalg.eigh(turn_turn - turn_shift @ spread @ np.swapaxes(turn_shift, 1, 2))
+    sigma = 1 / np.sqrt(curvature)
     wide = sigma * radius_px > _NARROW_PX
-    number = wide.sum(axis=1)
-    owner, turns, share = [], [], []
-    for k, count in enumerate(number):
-        offsets = np.sqrt(count) * (sigma[k] * axes[k]).T[wide[k]] if count else np.zeros((1, 3))
-        offsets = np.concatenate([offsets, -offsets]) if count else offsets
-        owner.append(np.full(len(offsets), k))
-        turns.append(offsets)
-        share.append(np.full(len(offsets), probability[k] / len(offsets)))
-    of, turn = np.concatenate(owner), np.concatenate(turns)
-    shift = components.shift[of] - np.einsum("qab,qcb,qc->qa", spread[of], turn_shift[of], turn)
-    rotation = matrix_from_rotvec(turn) @ components.rotation[of]
-    return Points(rotation, shift, spread[of][:, [0, 0, 1], [0, 1, 1]], np.concatenate(share))
+    split = wide.sum(axis=1)
+    # Six places for each component, of which those along its wide axes are used, or the first one for its mode.
+    offsets = np.sqrt(split)[:, None, None] * sigma[:, :, None] * np.swapaxes(axes, 1, 2)
+    offsets = np.concatenate([offsets, -offsets], axis=1)
+    used = np.concatenate([wide, wide], axis=1)
+    used[split == 0, 0] = True
+    offsets[split == 0] = 0
+    owner = np.nonzero(used)[0]
+    turn = offsets[used]
+    points = used.sum(axis=1)
+    counts = np.concatenate([[0], np.cumsum(points)])
+    shift = components.shift[owner] - np.einsum("qab,qcb,qc->qa", spread[owner], turn_shift[owner], turn)
+    return Points(
+        counts[components.start],
+        matrix_from_rotvec(turn) @ components.rotation[owner],
+        shift,
+        np.trace(spread, axis1=1, axis2=2)[owner] / 2,
+        (probability / points)[owner],
+    )
 
 
 def angular_sd_rad(components: Components) -> np.ndarray:
@@ -351,8 +416,8 @@ def _turn_between(first, second, out):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _climb_all(
-    rotations, shifts, centres, scores, log_weights, hessians, volume, shape, padding, image, weights, kx, ky, count,
-    shell_max, box, window_turn, window_shift, profile, evaluations,
+    start, rotations, shifts, centres, scores, log_weights, hessians, volume, shape, padding, images, weights, kx, ky,
+    count, shell_max, box, window_turn, window_shift, hold, profile,
 ):  # type: ignore[no-untyped-def]  # fmt: skip
     block = np.empty((10, _BLOCK), dtype=np.float32)
     phases = np.empty((2, 2, 2 * shell_max + 1), dtype=np.float32)
@@ -368,87 +433,113 @@ def _climb_all(
     step, away = np.empty(PARAMETERS), np.empty(PARAMETERS)
     rotation, trial_rotation = np.empty((3, 3)), np.empty((3, 3))
     shift, trial_shift = np.empty(2), np.empty(2)
-    for n in range(len(rotations)):
-        rotation[:] = rotations[n]
-        trial_rotation[:] = rotations[n]
-        trial_shift[:] = shifts[n]
-        best, score = -np.inf, 0.0
-        damping = _FIRST_DAMPING
-        for evaluation in range(evaluations):
-            turn_scaled[:] = padding * trial_rotation
-            _evaluate(
-                volume, shape, turn_scaled, trial_shift, image, weights, kx, ky, count, shell_max, box, block, phases, sums
-            )
-            trial_score = _quadratic(sums, profile, trial_gradient, trial_hessian)
-            _turn_between(trial_rotation, centres[n], away)
-            away[3:] = trial_shift
-            value = trial_score
-            for i in range(PARAMETERS):
-                value -= 0.5 * prior[i] * away[i] ** 2
-                trial_gradient[i] -= prior[i] * away[i]
-                trial_hessian[i, i] += prior[i]
-            if value > best or evaluation == 0:
-                if evaluation > 0:
-                    damping *= 0.2
-                best, score = value, trial_score
-                rotation[:] = trial_rotation
-                shift[:] = trial_shift
-                gradient[:] = trial_gradient
-                hessian[:] = trial_hessian
-            else:
-                damping = max(10 * damping, 0.05)
-            damped[:] = hessian
-            for i in range(PARAMETERS):
-                damped[i, i] *= 1 + damping
-            _factor(damped, lower)
-            _substitute(lower, gradient, step)
-            gain = 0.0
-            for i in range(PARAMETERS):
-                gain += 0.5 * step[i] * gradient[i]
-            if not gain > _NEGLIGIBLE_GAIN:
-                break
-            turn = np.sqrt(step[0] ** 2 + step[1] ** 2 + step[2] ** 2)
-            if turn > _LONGEST_TURN:
-                step *= _LONGEST_TURN / turn
-            _turned(rotation, step, trial_rotation)
-            trial_shift[0] = shift[0] + step[3]
-            trial_shift[1] = shift[1] + step[4]
-        rotations[n] = rotation
-        shifts[n] = shift
-        scores[n] = score
-        hessians[n] = hessian
-        # Laplace: the integral over window times likelihood around the mode.
-        log_weights[n] = best + log_prior - 0.5 * _factor(hessian, lower)
+    for i in range(len(images)):
+        for n in range(start[i], start[i + 1]):
+            trial_rotation[:] = rotations[n]
+            trial_shift[:] = shifts[n]
+            best, score = -np.inf, 0.0
+            damping = _FIRST_DAMPING
+            for evaluation in range(_EVALUATIONS):
+                turn_scaled[:] = padding * trial_rotation
+                _evaluate(
+                    volume, shape, turn_scaled, trial_shift, images[i], weights[i], kx, ky, count, shell_max, box,
+                    block, phases, sums,
+                )  # fmt: skip
+                trial_score = _quadratic(sums, profile, trial_gradient, trial_hessian)
+                _turn_between(trial_rotation, centres[n], away)
+                away[3:] = trial_shift
+                value = trial_score
+                if hold[5] > 0:
+                    far = 0.0
+                    for j in range(PARAMETERS):
+                        far += hold[j] * away[j] ** 2
+                    gain = np.exp(-0.5 * far / hold[5])
+                    value -= hold[5] * gain
+                    for j in range(PARAMETERS):
+                        trial_gradient[j] += hold[j] * away[j] * gain
+                for j in range(PARAMETERS):
+                    value -= 0.5 * prior[j] * away[j] ** 2
+                    trial_gradient[j] -= prior[j] * away[j]
+                    trial_hessian[j, j] += prior[j]
+                if value > best or evaluation == 0:
+                    if evaluation > 0:
+                        damping *= 0.2
+                    best, score = value, trial_score
+                    rotation[:] = trial_rotation
+                    shift[:] = trial_shift
+                    gradient[:] = trial_gradient
+                    hessian[:] = trial_hessian
+                else:
+                    damping = max(10 * damping, 0.05)
+                damped[:] = hessian
+                for j in range(PARAMETERS):
+                    damped[j, j] *= 1 + damping
+                _factor(damped, lower)
+                _substitute(lower, gradient, step)
+                gain = 0.0
+                for j in range(PARAMETERS):
+                    gain += 0.5 * step[j] * gradient[j]
+                small = not gain > _SMALL_GAIN
+                turn = np.sqrt(step[0] ** 2 + step[1] ** 2 + step[2] ** 2)
+                if turn > _LONGEST_TURN:
+                    step *= _LONGEST_TURN / turn
+                _turned(rotation, step, trial_rotation)
+                trial_shift[0] = shift[0] + step[3]
+                trial_shift[1] = shift[1] + step[4]
+                if small:
+                    # So near to the mode the quadratic form is as good as another look.
+                    rotation[:] = trial_rotation
+                    shift[:] = trial_shift
+                    best += gain
+                    score += gain
+                    break
+            rotations[n] = rotation
+            shifts[n] = shift
+            scores[n] = score
+            hessians[n] = hessian
+            # Laplace: the integral over window times likelihood around the mode.
+            log_weights[n] = best + log_prior - 0.5 * _factor(hessian, lower)
 
 
 @njit(nogil=True, cache=True)
-def _distinct(rotations, shifts, log_weights, hessians):  # type: ignore[no-untyped-def]
-    """Rows of the modes that are not another one again, best first; the weights of their doubles added, in place."""
-    order = np.argsort(-log_weights, kind="mergesort")
-    kept = np.empty(len(order), dtype=np.int64)
-    found = 0
+def _settle(start, rotations, shifts, log_weights, hessians, temperature, fraction, maximum):  # type: ignore[no-untyped-def]
+    """Rows kept, where each image's start, their probabilities and their log-weights with those of their doubles."""
+    rows, starts = np.empty(len(log_weights), dtype=np.int64), np.zeros(len(start), dtype=np.int64)
+    probability, masses = np.empty(len(log_weights)), np.empty(len(log_weights))
     away = np.empty(PARAMETERS)
-    for row in order:
-        if not np.isfinite(log_weights[row]):
-            continue
-        double = -1
-        for n in range(found):
-            other = kept[n]
-            _turn_between(rotations[row], rotations[other], away)
-            away[3:] = shifts[row] - shifts[other]
-            square = 0.0
-            for i in range(PARAMETERS):
+    kept = 0
+    for i in range(len(start) - 1):
+        first = kept
+        own = log_weights[start[i] : start[i + 1]]
+        for row in start[i] + np.argsort(-own, kind="mergesort"):
+            if not np.isfinite(log_weights[row]):
+                continue
+            double = -1
+            for n in range(first, kept):
+                other = rows[n]
+                _turn_between(rotations[row], rotations[other], away)
+                away[3:] = shifts[row] - shifts[other]
+                square = 0.0
                 for j in range(PARAMETERS):
-                    square += away[i] * hessians[other, i, j] * away[j]
-            if square < _SAME**2:
-                double = other
-                break
-        if double < 0:
-            kept[found] = row
-            found += 1
-        else:
-            most = max(log_weights[row], log_weights[double])
-            log_weights[double] = most + np.log(
-                np.exp(log_weights[row] - most) + np.exp(log_weights[double] - most)
-            )
-    return kept[:found]
+                    for k in range(PARAMETERS):
+                        square += away[j] * hessians[other, j, k] * away[k]
+                if square < _SAME**2:
+                    double = n
+                    break
+            if double < 0:
+                rows[kept] = row
+                masses[kept] = log_weights[row]
+                kept += 1
+            else:
+                most = max(log_weights[row], masses[double])
+                masses[double] = most + np.log(np.exp(log_weights[row] - most) + np.exp(masses[double] - most))
+        if kept > first:
+            order = first + np.argsort(-masses[first:kept], kind="mergesort")
+            rows[first:kept], masses[first:kept] = rows[order], masses[order]
+            share = np.exp((masses[first:kept] - masses[first]) / temperature)
+            held = np.cumsum(share)
+            enough = min(np.searchsorted(held, fraction * held[-1]) + 1, maximum, len(share))
+            probability[first : first + enough] = share[:enough] / held[enough - 1]
+            kept = first + enough
+        starts[i + 1] = kept
+    return rows[:kept], starts, probability[:kept], masses[:kept]

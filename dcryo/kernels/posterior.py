@@ -111,61 +111,72 @@ def accumulate(
     accumulator: np.ndarray,
     prepared: np.ndarray,
     points: Points,
-    image: np.ndarray,
+    images: np.ndarray,
     weights: np.ndarray,
     pixels: HalfPlane,
     box_px: int,
     innovation: bool,
 ) -> np.ndarray:
-    """Back-project one image over the points of its posterior, and measure how well the reference fits it.
+    """Back-project images over the points of their posteriors, and measure how well the reference fits each.
 
-    What is back-projected is the image, or its innovation: what is left of it once the reference's slice is taken off.
+    What is back-projected is an image, or its innovation: what is left of it once the reference's slice is taken off.
 
-    accumulator: as in `slices.insert`, changed in place; image: (P,) complex64, Y; weights: (P,) float32, W.
-    Returns (2, shell_max + 1) float64: the posterior means of Re <Y, S> and of <W, |S|^2> per shell.
+    accumulator: as in `slices.insert`, changed in place; images: (n, P) complex64, Y; weights: (n, P) float32, W.
+    Returns (n, 2, shell_max + 1) float64: the posterior means of Re <Y, S> and of <W, |S|^2> per shell.
     """
-    fit = np.zeros((2, pixels.shell_max + 1))
+    fit = np.zeros((len(images), 2, pixels.shell_max + 1))
     _accumulate(
-        accumulator.reshape(-1), accumulator.shape, numbers(prepared), prepared.shape, scaled(points.rotation, box_px),
-        points.shift, points.spread, points.probability, image, weights, pixels.kx, pixels.ky, pixels.shell,
-        pixels.shell_max, box_px, innovation, fit,
+        accumulator.reshape(-1), accumulator.shape, numbers(prepared), prepared.shape, points.start,
+        scaled(points.rotation, box_px), points.shift, points.spread_px2, points.probability, images, weights, pixels.kx, pixels.ky, pixels.start,
+        box_px, innovation, fit,
     )  # fmt: skip
     return fit
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@njit(nogil=True, cache=True)
 def _accumulate(
-    sums, sums_shape, volume, shape, turns, shifts, spreads, probabilities, image, weights, kx, ky, shell, shell_max,
+    sums, sums_shape, volume, shape, start, turns, shifts, spreads, probabilities, images, weights, kx, ky, shells,
     box, innovation, fit,
 ):  # type: ignore[no-untyped-def]  # fmt: skip
+    for i in range(len(images)):
+        for q in range(start[i], start[i + 1]):
+            _accumulate_one(
+                sums, sums_shape, volume, shape, turns[q], shifts[q], spreads[q], np.float32(probabilities[q]),
+                images[i], weights[i], kx, ky, shells, box, innovation, fit[i],
+            )  # fmt: skip
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _accumulate_one(
+    sums, sums_shape, volume, shape, turn, shift, spread, probability, image, weights, kx, ky, shells, box, innovation,
+    fit,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    shell_max = len(shells) - 2
     along_x = np.empty(shell_max + 1, dtype=np.complex64)
     along_y = np.empty(2 * shell_max + 1, dtype=np.complex64)
     unit = 2 * np.pi / box
     row, sums_row, zero = 2 * shape[2], 3 * sums_shape[2], np.float32(0)
-    for q in range(len(turns)):
-        for k in range(-shell_max, shell_max + 1):
-            along_y[k + shell_max] = np.exp(-1j * unit * k * shifts[q, 1])
-            if k >= 0:
-                along_x[k] = np.exp(-1j * unit * k * shifts[q, 0])
-        blur_xx = np.float32(unit**2 * spreads[q, 0] / 2)
-        blur_xy = np.float32(unit**2 * spreads[q, 1])
-        blur_yy = np.float32(unit**2 * spreads[q, 2] / 2)
-        probability = np.float32(probabilities[q])
-        for p in range(len(kx)):
-            u, v = np.float32(kx[p]), np.float32(ky[p])
-            # The mean of the shift's phase over a Gaussian.
-            share = probability * np.exp(-(blur_xx * u * u + blur_xy * u * v + blur_yy * v * v))
+    for k in range(-shell_max, shell_max + 1):
+        along_y[k + shell_max] = np.exp(-1j * unit * k * shift[1])
+        if k >= 0:
+            along_x[k] = np.exp(-1j * unit * k * shift[0])
+    for shell in range(shell_max + 1):
+        # The mean of the shift's phase over a Gaussian.
+        share = np.float32(probability * np.exp(-0.5 * spread * (unit * shell) ** 2))
+        cross = power = zero
+        for p in range(shells[shell], shells[shell + 1]):
             moved = image[p] * (along_x[kx[p]] * along_y[ky[p] + shell_max])
             real, imaginary, weight = share * moved.real, share * moved.imag, probability * weights[p]
-            lowest, fx, fy, fz, sign = locate(shape, turns[q], u, v, zero)
+            u, v = np.float32(kx[p]), np.float32(ky[p])
+            lowest, fx, fy, fz, sign = locate(shape, turn, u, v, zero)
             of_slice, of_slice_imaginary = read(volume, 2 * lowest, row, row * shape[1], fx, fy, fz)
             of_slice_imaginary *= sign
-            fit[0, shell[p]] += real * of_slice + imaginary * of_slice_imaginary
-            fit[1, shell[p]] += weight * (of_slice * of_slice + of_slice_imaginary * of_slice_imaginary)
+            cross += real * of_slice + imaginary * of_slice_imaginary
+            power += weight * (of_slice * of_slice + of_slice_imaginary * of_slice_imaginary)
             if innovation:
                 real -= weight * of_slice
                 imaginary -= weight * of_slice_imaginary
-            lowest, fx, fy, fz, sign = locate(sums_shape, turns[q], u, v, zero)
-            write(
-                sums, 3 * lowest, sums_row, sums_row * sums_shape[1], fx, fy, fz, real, sign * imaginary, weight
-            )  # fmt: skip
+            lowest, fx, fy, fz, sign = locate(sums_shape, turn, u, v, zero)
+            write(sums, 3 * lowest, sums_row, sums_row * sums_shape[1], fx, fy, fz, real, sign * imaginary, weight)
+        fit[0, shell] += cross
+        fit[1, shell] += power

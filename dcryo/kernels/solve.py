@@ -17,7 +17,6 @@ from dcryo.kernels import fft
 from dcryo.kernels.gridding import envelope, padded_px
 from dcryo.kernels.interpolation import read
 from dcryo.kernels.masks import sphere
-from dcryo.kernels.shells import shell_number
 from dcryo.kernels.slices import BEFORE, half_width, locate, numbers, scale
 
 # Voxels that hardly any slice touched are not divided by almost nothing: this part of the mean weight is added to all.
@@ -97,20 +96,24 @@ def _envelope(box_px: int, group: bytes) -> np.ndarray:
     return ndimage.map_coordinates(coarse, np.meshgrid(place, place, place, indexing="ij")).astype(np.float32)
 
 
-def _shell_volume(shape: tuple[int, ...], shell_max: int, box_px: int) -> np.ndarray:
-    """Image shell of every voxel of a half-complex cube with x >= 0; past `shell_max` all are `shell_max + 1`."""
-    half = shape[0] // 2
-    square = np.arange(-half, half + 1, dtype=np.float32) ** 2
-    squared = square[:, None, None] + square[:, None] + square[half:]
-    return np.minimum(shell_number(np.sqrt(squared) / np.float32(scale(box_px))), shell_max + 1)
-
-
 def mean_weights(accumulator: np.ndarray, shell_max: int, box_px: int) -> np.ndarray:
     """Mean of the weights over the voxels of each shell, (shell_max + 1,) float64."""
-    shells = _shell_volume(accumulator.shape[:3], shell_max, box_px).ravel()
-    sums = np.bincount(shells, weights=accumulator[:, :, BEFORE:, 2].ravel(), minlength=shell_max + 2)
-    counts = np.bincount(shells, minlength=shell_max + 2)
-    return (sums / np.maximum(counts, 1))[: shell_max + 1]
+    return _mean_weights(accumulator, shell_max, 1 / scale(box_px))
+
+
+@njit(nogil=True, cache=True)
+def _mean_weights(accumulator, shell_max, spacing):  # type: ignore[no-untyped-def]
+    sums, counts = np.zeros(shell_max + 1), np.zeros(shell_max + 1)
+    half = accumulator.shape[0] // 2
+    for iz in range(accumulator.shape[0]):
+        for iy in range(accumulator.shape[1]):
+            across = (iz - half) ** 2 + (iy - half) ** 2
+            for x in range(accumulator.shape[2] - BEFORE):
+                shell = int(np.sqrt(across + x * x) * spacing + 0.5)
+                if shell <= shell_max:
+                    sums[shell] += accumulator[iz, iy, x + BEFORE, 2]
+                    counts[shell] += 1
+    return sums / np.maximum(counts, 1)
 
 
 def prior_precision(fsc: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -148,25 +151,42 @@ def maximise(
     shell_max = len(precision) - 1
     if half_width(shell_max, box_px) + 1 + BEFORE != accumulator.shape[2]:
         raise ValueError(f"precision for {shell_max} shells does not fit an accumulator {accumulator.shape}")
-    shells = _shell_volume(accumulator.shape[:3], shell_max, box_px)
-    precision_of = np.concatenate([precision, [np.inf]]).astype(np.float32)[shells]
-    inside = accumulator[:, :, BEFORE:]
-    denominator = inside[..., 2] + precision_of
-    step = np.empty(denominator.shape, dtype=np.complex64)
-    step.real, step.imag = inside[..., 0], inside[..., 1]
-    along = _envelope(box_px, _key(operators))
-    if reference is not None:
-        precision_of[shells > shell_max] = 0
-        step -= precision_of * fft.padded_transform(reference * along, padded_px(box_px), accumulator.shape[0] // 2)
-    np.divide(step, denominator, out=step, where=denominator > 0)
-    step[~(denominator > 0)] = 0
-    volume = fft.padded_inverse(step, padded_px(box_px), box_px)
+    along, padded = _envelope(box_px, _key(operators)), padded_px(box_px)
+    if reference is None:
+        step = np.zeros((*accumulator.shape[:2], accumulator.shape[2] - BEFORE), dtype=np.complex64)
+    else:
+        step = fft.padded_transform(reference * along, padded, accumulator.shape[0] // 2)
+    _step(accumulator, precision.astype(np.float32), 1 / scale(box_px), step)
+    volume = fft.padded_inverse(step, padded, box_px)
     volume /= along
     if reference is not None:
         volume += reference
     # Views turn the corners of the box out of their images, and the correction makes most of the noise there.
-    volume *= sphere(box_px, box_px, _CORNER_EDGE_PX)
+    volume *= _corners(box_px)
     return volume
+
+
+@njit(nogil=True, cache=True)
+def _step(accumulator, precision, spacing, step):  # type: ignore[no-untyped-def]
+    """The step of `maximise` in Fourier space, in place of the transform of the reference."""
+    half = accumulator.shape[0] // 2
+    for iz in range(accumulator.shape[0]):
+        for iy in range(accumulator.shape[1]):
+            across = (iz - half) ** 2 + (iy - half) ** 2
+            for x in range(step.shape[2]):
+                shell = int(np.sqrt(across + x * x) * spacing + 0.5)
+                change = np.complex64(0)
+                if shell < len(precision):
+                    real, imaginary, weight = accumulator[iz, iy, x + BEFORE]
+                    denominator = weight + precision[shell]
+                    if denominator > 0:
+                        change = (np.complex64(complex(real, imaginary)) - precision[shell] * step[iz, iy, x]) / denominator
+                step[iz, iy, x] = change
+
+
+@functools.lru_cache(maxsize=4)
+def _corners(box_px: int) -> np.ndarray:
+    return sphere(box_px, box_px, _CORNER_EDGE_PX)
 
 
 def rebased(accumulator: np.ndarray, change: np.ndarray, operators: np.ndarray) -> np.ndarray:

@@ -159,14 +159,23 @@ def fold(
     reference: from `slices.prepare`, for at least `pixels.shell_max`; noise_power: (G, D // 2 + 1) mean |noise|^2 per
     Fourier pixel; pixels: the half plane up to the shell that is back-projected; grid: from `global_grid`.
     """
+    box = batch.images.shape[-1]
     model = _model(batch, noise_power, pixels)
-    finite = np.isfinite(model.data.sum(axis=1)) & np.isfinite(model.weight.sum(axis=1))
-    starts = _starts(batch, model, search, pixels, grid)
-    found = [
-        _fold_one(sums, batch, model, row, starts[row] if finite[row] else None, reference, search, pixels)
-        for row in range(len(batch.images))
-    ]
-    return Poses(*(np.array(column) for column in zip(*found, strict=True)))
+    components = _starts(batch, model, search, pixels, grid)
+    for shell in search.shells:
+        components = modes.climb(
+            components, reference, model.data, model.weight, pixels, shell, box, search.window, search.profile_scale
+        )
+        temperature = 1.0 if shell == search.shells[-1] else search.temperature
+        components, probability = modes.settled(components, temperature, search.fraction, search.maximum)
+    found = np.diff(components.start)
+    usable = (found > 0) & np.isfinite(model.power).all(axis=1) & np.isfinite(model.weight.sum(axis=1))
+    components, probability = _of_images(components, probability, usable)
+    points = modes.cubature(components, probability, pixels.shell_max)
+    fit = posterior.accumulate(
+        sums.volume, reference, points, model.data, model.weight, pixels, box, not search.profile_scale
+    )
+    return _learnt(sums, batch, model, components, probability, fit, usable, pixels, search.profile_scale)
 
 
 def _model(batch: Batch, noise_power: np.ndarray, pixels: HalfPlane) -> _Model:
@@ -180,94 +189,86 @@ def _model(batch: Batch, noise_power: np.ndarray, pixels: HalfPlane) -> _Model:
     return _Model(packed[:, :count] * ctf * inverse * moved, ctf**2 * inverse, _mean_power(every, packed), variance)
 
 
-def _starts(
-    batch: Batch, model: _Model, search: Search, pixels: HalfPlane, grid: Grid | None
-) -> list[Components]:
+def _starts(batch: Batch, model: _Model, search: Search, pixels: HalfPlane, grid: Grid | None) -> Components:
     """Where the poses of each image start to climb: the last one, or the best rotations of the grid."""
+    n = len(batch.images)
     if search.grid_order is None:
-        return [modes.started(rotation[None], np.zeros((1, 2))) for rotation in batch.rotation]
+        return modes.started(batch.rotation, np.zeros((n, 2)), np.arange(n + 1))
     if grid is None:
         raise ValueError("a search that looks everywhere needs its grid")
     count = grid.slices.shape[1]
     shifts = sampling.shift_grid(search.shift_range_px, search.shift_step_px) * search.shift_step_px
     phases = posterior.shift_phases(pixels, shifts, batch.images.shape[-1], count)
-    starts = []
-    for first in range(0, len(batch.images), SCORED_TOGETHER):
+    chosen, chosen_shift = [], []
+    for first in range(0, n, SCORED_TOGETHER):
         rows = slice(first, first + SCORED_TOGETHER)
         shifted = model.data[rows, None, :count] * phases
-        scores, shift = posterior.grid_scores(
-            grid.slices, shifted, model.weight[rows, :count], search.profile_scale
-        )
+        scores, shift = posterior.grid_scores(grid.slices, shifted, model.weight[rows, :count], search.profile_scale)
         for of_image, best_shift in zip(scores, shift, strict=True):
             index, _ = posterior.select(of_image / np.float32(search.temperature), search.fraction, search.maximum)
-            starts.append(modes.started(grid.rotation[index], shifts[best_shift[index]]))
-    return starts
+            chosen.append(index)
+            chosen_shift.append(best_shift[index])
+    start = np.concatenate([[0], np.cumsum([len(index) for index in chosen])])
+    return modes.started(grid.rotation[np.concatenate(chosen)], shifts[np.concatenate(chosen_shift)], start)
 
 
-def _fold_one(
+def _of_images(
+    components: Components, probability: np.ndarray, usable: np.ndarray
+) -> tuple[Components, np.ndarray]:
+    """The components of the usable images; the others keep none."""
+    found = np.diff(components.start)
+    kept = np.repeat(usable, found)
+    start = np.concatenate([[0], np.cumsum(np.where(usable, found, 0))])
+    return Components(start, *(column[kept] for column in components[1:])), probability[kept]
+
+
+def _learnt(
     sums: Sums,
     batch: Batch,
     model: _Model,
-    row: int,
-    start: Components | None,
-    reference: np.ndarray,
-    search: Search,
+    components: Components,
+    probability: np.ndarray,
+    fit: np.ndarray,
+    usable: np.ndarray,
     pixels: HalfPlane,
-) -> tuple:
-    box = batch.images.shape[-1]
-    unusable = (batch.rotation[row], batch.origin_px[row], batch.norm[row], batch.scale[row], 0.0, 0.0, 0, 0.0, False)
-    if start is None:
-        return unusable
-    components, probability = start, np.ones(1)
-    window = np.deg2rad(search.window_deg), search.window_px
-    for shell in search.shells:
-        components = modes.climb(
-            components, reference, model.data[row], model.weight[row], pixels, shell, box, window,
-            search.profile_scale, _EVALUATIONS,
-        )  # fmt: skip
-        if len(components.score) == 0:
-            return unusable
-        temperature = 1.0 if shell == search.shells[-1] else search.temperature
-        index, probability = posterior.select(components.log_weight / temperature, search.fraction, search.maximum)
-        components = modes.take(components, index)
-
-    points = modes.cubature(components, probability, pixels.shell_max)
-    fit = posterior.accumulate(
-        sums.volume, reference, points, model.data[row], model.weight[row], pixels, box, not search.profile_scale
-    )
-    if search.profile_scale:
-        # Of a reference of unknown grey scale nothing can be said to be explained.
-        norm, scale = _add_residual(sums, model, row, batch.group[row], np.zeros(1), pixels), 1.0
-    else:
-        norm = _add_residual(sums, model, row, batch.group[row], 2 * fit[0] - fit[1], pixels)
+    profile_scale: bool,
+) -> Poses:
+    """The best pose of each image, its norm and scale, and its residual added to the noise sums."""
+    n = len(usable)
+    best = components.start[:-1][usable]
+    residual = model.power[usable].copy()
+    variance = model.variance[usable]
+    scale = np.ones(np.count_nonzero(usable))
+    # Of a reference of unknown grey scale nothing can be said to be explained.
+    if not profile_scale:
+        explained = 2 * fit[usable, 0] - fit[usable, 1]
+        shells = explained.shape[1]
+        residual[:, :shells] -= explained / pixels.counts[:shells] * variance[:, :shells]
         # The scale so far is in Y once and in W twice; the prior is about 1, not about it, or it would wear off.
-        cross, square = fit.sum(axis=1) / (batch.scale[row], batch.scale[row] ** 2)
+        before = batch.scale[usable]
+        cross, square = fit[usable, 0].sum(axis=1) / before, fit[usable, 1].sum(axis=1) / before**2
         scale = (cross + _SCALE_PRIOR) / (square + _SCALE_PRIOR)
-    return (
-        components.rotation[0],
-        batch.origin_px[row] + components.shift[0],
-        norm * batch.norm[row],
-        scale,
-        float(components.score[0]),
-        float(probability[0]),
-        len(probability),
-        float(np.rad2deg(modes.angular_sd_rad(modes.take(components, slice(0, 1)))[0])),
-        True,
+    np.add.at(sums.residual, batch.group[usable], residual)
+    np.add.at(sums.particles, batch.group[usable], 1)
+    counts = half_plane(residual.shape[1] - 1).counts
+    norm = np.sqrt(np.sum(counts * residual / (2 * variance), axis=1) / counts.sum())
+
+    def filled(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        out = np.array(before)
+        out[usable] = after
+        return out
+
+    return Poses(
+        rotation=filled(batch.rotation, components.rotation[best]),
+        origin_px=filled(batch.origin_px, batch.origin_px[usable] + components.shift[best]),
+        norm=filled(batch.norm, norm * batch.norm[usable]),
+        scale=filled(batch.scale, scale),
+        log_likelihood=filled(np.zeros(n), components.score[best]),
+        max_probability=filled(np.zeros(n), probability[best]),
+        significant=np.diff(components.start),
+        angle_sd_deg=filled(np.zeros(n), np.rad2deg(modes.angular_sd_rad(components)[best])),
+        usable=usable,
     )
-
-
-def _add_residual(sums: Sums, model: _Model, row: int, group: int, explained: np.ndarray, pixels: HalfPlane) -> float:
-    """Add what the reference leaves unexplained to the noise sums; returns its root mean square in noise units.
-
-    explained: (<= D // 2 + 1,) sum over the pixels of a shell of the power that the reference explains, in units of v.
-    """
-    residual = model.power[row].copy()
-    shells = len(explained)
-    residual[:shells] -= explained / pixels.counts[:shells] * model.variance[row, :shells]
-    sums.residual[group] += residual
-    sums.particles[group] += 1
-    counts = half_plane(len(residual) - 1).counts
-    return float(np.sqrt(np.sum(counts * residual / (2 * model.variance[row])) / counts.sum()))
 
 
 def back_project(volume: np.ndarray, batch: Batch, pixels: HalfPlane, reference: np.ndarray | None) -> np.ndarray:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dcryo.kernels.modes import Window, hold
 from dcryo.kernels.sampling import order_for_step, step_deg
 from dcryo.kernels.shells import resolution_A, shell_at
 
@@ -22,6 +23,8 @@ _GRID_EDGE_A = 40.0
 _SHIFT_STEP = 1 / 3
 # Once the resolution is this part of the particle's radius, only the surroundings of the last poses are searched.
 _LOCAL_RESOLUTION = 1 / 8
+# So much of the hold that a reference has on the poses that made it is taken off (docs/decisions/006).
+_HOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Search:
 
     grid_order: HEALPix order of the grid that looks everywhere, None where only the last poses are climbed from;
     shells: resolution of each level, coarse to fine, the first that of the grid; shift_range_px, shift_step_px: shifts
-    of the grid, from the last; window_deg, window_px: standard deviations of the Gaussian window of each starting pose;
+    of the grid, from the last; window: where each pose may go from its start, and what holds it there;
     perturbation: (3, 3) rotation of the whole grid; profile_scale: the grey scale of the reference is unknown, see
     `posterior`; fraction, maximum: which components go on to the next level; temperature: what log-weights of all
     levels but the last are divided by before that, for they do not yet know all that the image says.
@@ -40,8 +43,7 @@ class Search:
     shells: tuple[int, ...]
     shift_range_px: float
     shift_step_px: float
-    window_deg: float
-    window_px: float
+    window: Window
     perturbation: np.ndarray
     profile_scale: bool = False
     fraction: float = 0.999
@@ -55,22 +57,24 @@ def plan_search(
     pixel_size_A: float,
     diameter_A: float,
     shift_range_A: float,
-    trusted: bool,
+    posed_shell: int,
+    shares: np.ndarray,
     perturbation: np.ndarray,
     profile_scale: bool = False,
 ) -> Search:
     """The search for an iteration that uses the reference up to a shell.
 
-    diameter_A: of the particle; trusted: whether there are poses from an earlier iteration good enough for a local
-    search, which is made once the resolution is fine enough.
+    diameter_A: of the particle; posed_shell: resolution at which the last poses were found, 0 where there are none. They
+    are trusted once the resolution is fine enough; shares: (> shell,) of an image in the reference (`modes.shares`).
     """
     radius_A = diameter_A / 2
     resolution = resolution_A(max(shell, 1), box_px, pixel_size_A)
-    if trusted and resolution <= _LOCAL_RESOLUTION * radius_A:
-        levels = _doubling(max(shell // 2, 1), shell)
+    if posed_shell > 0 and resolution <= _LOCAL_RESOLUTION * radius_A:
+        levels = _doubling(min(max(posed_shell, shell // 2, 1), shell), shell)
         reach_A = resolution_A(levels[0], box_px, pixel_size_A)
-        window_deg, window_px = math.degrees(reach_A / radius_A), reach_A / pixel_size_A
-        return Search(None, levels, 0.0, 0.0, window_deg, window_px, perturbation, profile_scale)
+        held = _HOLD * hold(shares[: shell + 1], radius_A / pixel_size_A, box_px)
+        window = Window(reach_A / radius_A, reach_A / pixel_size_A, held)
+        return Search(None, levels, 0.0, 0.0, window, perturbation, profile_scale)
     order = min(max(order_for_step(math.degrees(_GRID_EDGE_A / radius_A)), COARSEST_ORDER), FINEST_ORDER)
     edge_A = math.radians(step_deg(order)) * radius_A
     matched = max(min(shell_at(edge_A, box_px, pixel_size_A), shell), 1)
@@ -80,8 +84,7 @@ def plan_search(
         shift_range_px=shift_range_A / pixel_size_A,
         shift_step_px=_SHIFT_STEP * edge_A / pixel_size_A,
         # Windows of half a step add up to one to a percent or two.
-        window_deg=step_deg(order) / 2,
-        window_px=shift_range_A / pixel_size_A,
+        window=Window(math.radians(step_deg(order)) / 2, shift_range_A / pixel_size_A, np.zeros(6)),
         perturbation=perturbation,
         profile_scale=profile_scale,
     )
