@@ -1,14 +1,10 @@
-"""Grids of rotations and of shifts, each level nested in the one before.
+"""Grids of rotations and of shifts.
 
 A grid rotation of order o is a pair of integers: a HEALPix pixel in [0, 12 4^o), NESTED numbering, whose
 centre is the direction of view (third row of the matrix), and an in-plane index in [0, 6 2^o), with
 psi = (index + 1/2) 60 / 2^o degrees. At order o + 1 the cell of (pixel, psi) is divided among eight
 rotations, pixels 4 pixel + {0, 1, 2, 3} and in-plane indices 2 psi + {0, 1}. A whole grid may be turned by a
 perturbation Q (3, 3), a rotation on the volume's side: A = A_grid Q, directions of view d_grid Q.
-
-A shift is a pair of integers (ix, iy). At a level of step s (pixels) and offset o it stands for the shift
-centre + s (ix, iy) - o (o on both axes); the first level has o = 0. At the next level, of step s / 2 and
-offset o + s / 4, it is divided among the four shifts 2 (ix, iy) + {0, 1}^2, each s / 4 to either side of it.
 
 Sources: K. M. Gorski et al., Astrophys. J. 622, 759 (2005), for HEALPix and its numbering; M. R. Calabretta
 and B. F. Roukema, MNRAS 381, 865 (2007), for the map of its plane to the sphere; A. Yershova et al., Int. J.
@@ -27,9 +23,6 @@ Float64 = NDArray[np.float64]
 Int32 = NDArray[np.int32]
 
 MAX_ORDER = 12  # 0.014 degrees; pixel numbers fit int32
-
-# No point of a pixel is farther from its centre than this many steps (0.822 at order 0, rising to 1.045).
-_CIRCUMRADIUS_STEPS = 1.05
 
 # Whether a cell reaches into the asymmetric unit is seen at its descendants so many orders on, an eighth of its side.
 _CELL_ORDERS = 3
@@ -151,135 +144,13 @@ def global_grid(order: int, operators: ArrayLike, perturbation: ArrayLike) -> tu
     return np.repeat(kept, len(psis)), np.tile(psis, len(kept))
 
 
-def neighbours(
-    order: int, rotations: ArrayLike, radius_deg: float, perturbation: ArrayLike
-) -> tuple[Int32, Int32, NDArray[np.int64]]:
-    """All rotations of the perturbed grid within radius_deg of each rotation (N, 3, 3), by geodesic angle.
-
-    Returns (pixels, psis, start): those of rotation n are at start[n]:start[n + 1], sorted by pixel, then
-    psi; start is (N + 1,). A single rotation (3, 3) counts as N = 1. Not cut to an asymmetric unit.
-    ValueError where the shape is another, the radius negative or the order not in [0, MAX_ORDER].
-    """
-    _check_order(order)
-    matrices = np.ascontiguousarray(rotations, dtype=np.float64)
-    if matrices.ndim == 2:
-        matrices = matrices[None]
-    if matrices.shape[1:] != (3, 3) or not radius_deg >= 0:
-        raise ValueError(f"expected (N, 3, 3) and a radius >= 0 deg, got {matrices.shape} and {radius_deg}")
-    radius = math.radians(min(radius_deg, 180.0))
-    return _neighbours_of_all(order, matrices, radius, np.ascontiguousarray(perturbation, dtype=np.float64))
-
-
 def _check_order(order: int) -> None:
     if not 0 <= order <= MAX_ORDER:
         raise ValueError(f"expected an order of the grid from 0 to {MAX_ORDER}, got {order}")
 
 
-@njit(cache=True, nogil=True)
-def _neighbours_of_all(
-    order: int, rotations: Float64, radius: float, perturbation: Float64
-) -> tuple[Int32, Int32, NDArray[np.int64]]:
-    """`neighbours`, the radius in radians."""
-    # The ball's share of SO(3) is (r - sin r) / pi; a quarter more for the grid's unevenness.
-    share = (radius - math.sin(radius)) / math.pi
-    expected = 1.25 * share * pixel_count(order) * psi_count(order)
-    pixels = np.empty(int(expected * len(rotations)) + 64, np.int32)
-    psis = np.empty_like(pixels)
-    start = np.zeros(len(rotations) + 1, np.int64)
-    from_image = np.empty((3, 3))
-    for n in range(len(rotations)):
-        for i in range(3):
-            for j in range(3):
-                from_image[i, j] = (
-                    perturbation[i, 0] * rotations[n, j, 0]
-                    + perturbation[i, 1] * rotations[n, j, 1]
-                    + perturbation[i, 2] * rotations[n, j, 2]
-                )
-        begin = start[n]
-        found = _neighbours_of(order, from_image, radius, pixels[begin:], psis[begin:])
-        if begin + found > len(pixels):
-            grown = np.empty(2 * (begin + found), np.int32)
-            grown[:begin] = pixels[:begin]
-            pixels = grown
-            grown = np.empty(2 * (begin + found), np.int32)
-            grown[:begin] = psis[:begin]
-            psis = grown
-            found = _neighbours_of(order, from_image, radius, pixels[begin:], psis[begin:])
-        start[n + 1] = begin + found
-    return pixels[: start[-1]].copy(), psis[: start[-1]].copy(), start
-
-
-@njit(cache=True, nogil=True)
-def _neighbours_of(order: int, from_image: Float64, radius: float, pixels: Int32, psis: Int32) -> int:
-    """Counts the grid rotations within the radius (radians) of B, and writes as many as fit.
-
-    from_image is Q B^T, from the image of B to the volume of the unperturbed grid. Walks the pixels depth
-    first from the twelve faces and drops those whose descendants all lie too far from B's direction of
-    view.
-    """
-    cos_reach = np.empty(order + 1)
-    for level in range(order):
-        pixel_radius = _CIRCUMRADIUS_STEPS * math.sqrt(4 * math.pi / pixel_count(level))
-        cos_reach[level] = math.cos(min(radius + pixel_radius, math.pi))
-    cos_reach[order] = math.cos(radius)
-    levels = np.zeros(12 + 3 * order, np.int64)
-    stack = np.empty(12 + 3 * order, np.int64)
-    for face in range(12):
-        stack[face] = 11 - face
-    height = 12
-    found = 0
-    while height > 0:
-        height -= 1
-        level, pixel = levels[height], stack[height]
-        cos_tilt, sin_tilt, rot = _pixel_angles(level, pixel)
-        cos_rot, sin_rot = math.cos(rot), math.sin(rot)
-        x, y = sin_tilt * cos_rot, sin_tilt * sin_rot
-        cos_distance = x * from_image[0, 2] + y * from_image[1, 2] + cos_tilt * from_image[2, 2]
-        if not cos_distance >= cos_reach[level]:  # NaN has no neighbours
-            continue
-        if level < order:
-            for child in range(3, -1, -1):
-                levels[height] = level + 1
-                stack[height] = 4 * pixel + child
-                height += 1
-            continue
-        # M = A(psi = 0) Q B^T; the turn from B to A is Rz(psi) M, of trace size cos(psi - best) + M22.
-        x, y = cos_tilt * cos_rot, cos_tilt * sin_rot
-        m00 = x * from_image[0, 0] + y * from_image[1, 0] - sin_tilt * from_image[2, 0]
-        m01 = x * from_image[0, 1] + y * from_image[1, 1] - sin_tilt * from_image[2, 1]
-        m10 = cos_rot * from_image[1, 0] - sin_rot * from_image[0, 0]
-        m11 = cos_rot * from_image[1, 1] - sin_rot * from_image[0, 1]
-        best = math.atan2(m10 - m01, m00 + m11)
-        cosine = 1.0 + 2.0 * math.cos(radius) - cos_distance
-        found = _psis_within(order, best, cosine, 1.0 + cos_distance, pixel, found, pixels, psis)
-    return found
-
-
-@njit(cache=True, nogil=True)
-def _psis_within(
-    order: int, best: float, cosine: float, size: float, pixel: int, found: int, pixels: Int32, psis: Int32
-) -> int:
-    """Adds, in order, the psi indices with size cos(psi - best) >= cosine, and returns the new count."""
-    if cosine > size:
-        return found
-    count = psi_count(order)
-    half_width = math.acos(cosine / size) if cosine > -size else math.pi
-    step = 2.0 * math.pi / count
-    first = math.ceil((best - half_width) / step - 0.5)
-    last = math.floor((best + half_width) / step - 0.5)
-    width = min(last - first + 1, count)
-    wrapped = max((first % count) + width - count, 0)
-    for k in range(width):
-        psi = k if k < wrapped else (first % count) + k - wrapped
-        if found < len(pixels):
-            pixels[found] = pixel
-            psis[found] = psi
-        found += 1
-    return found
-
-
 def shift_grid(range_px: float, step_px: float) -> Int32:
-    """First level of shifts: indices (T, 2), (ix, iy), of the lattice points with step |i| <= range.
+    """Shifts as indices (T, 2), (ix, iy), of the lattice points with step |i| <= range.
 
     Sorted by iy, then ix; (0, 0) is always one of them. ValueError where the step is not positive or the
     range negative.
