@@ -87,22 +87,3 @@ def perturbation(max_angle_deg: float, generator: np.random.Generator) -> Float6
     rho = np.sqrt(1 - z * z)
     axis = np.array([rho * np.cos(2 * np.pi * azimuth), rho * np.sin(2 * np.pi * azimuth), z])
     return matrix_from_rotvec(np.deg2rad(max_angle_deg) * np.cbrt(volume) * axis)
-
-
-def mean_rotation(rotations: ArrayLike, weights: ArrayLike | None = None) -> Float64:
-    """Chordal mean (..., 3, 3) of rotations (..., N, 3, 3), weights (..., N) of at least 0 (None: equal).
-
-    The rotation nearest, in the Frobenius norm, to the weighted sum of the matrices: its projection on
-    SO(3) by the SVD. The same as the largest eigenvector of the weighted quaternion products of F. L.
-    Markley et al., J. Guidance, Control and Dynamics 30, 1193 (2007). ValueError where weights are negative
-    or all zero.
-    """
-    matrices = np.asarray(rotations, dtype=np.float64)
-    if weights is None:
-        weights = np.ones(matrices.shape[:-2])
-    weights = np.asarray(weights, dtype=np.float64)
-    if np.any(weights < 0) or not np.all(weights.sum(axis=-1) > 0):
-        raise ValueError("weights of a mean rotation must be at least 0, and one of them more than 0")
-    u, _, vt = np.linalg.svd(np.einsum("...n,...nij->...ij", weights, matrices))
-    u[..., :, 2] *= np.linalg.det(u @ vt)[..., None]
-    return u @ vt
