@@ -159,6 +159,13 @@ def maximise(
     return Maps(plain, regularised, fsc, merged)
 
 
+def merged(maps: Maps) -> np.ndarray:
+    """The map of all particles, of a last iteration."""
+    if maps.merged is None:
+        raise ValueError("maps are merged in a last iteration only")
+    return maps.merged
+
+
 @contextmanager
 def scratch(out: Path) -> Iterator[Path]:
     """A directory for what tasks share while a run goes on; a killed task or run may have left something in it."""

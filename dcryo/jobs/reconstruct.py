@@ -72,7 +72,8 @@ def reconstruct(options: ReconstructOptions, *, progress: Progress = print) -> R
         check_memory(cluster, data.store.box_px, back_projection_bytes(data.store.box_px), len(group))
         maps, left_out = _maps(data, group, mask, cluster, scratch)
         run.quarantine(left_out)
-        if not np.isfinite(maps.merged).all() or not np.any(maps.merged):
+        merged = em.merged(maps)
+        if not np.isfinite(merged).all() or not np.any(merged):
             raise RunError("the reconstruction is empty or not finite; see the quarantined particles")
         resolution = write_maps(run.path, data.store.pixel_size_A, maps, mask)
         run.done(
@@ -85,7 +86,7 @@ def reconstruct(options: ReconstructOptions, *, progress: Progress = print) -> R
                 "mask_diameter_A": diameter,
             }
         )
-    return ReconstructResult(options.out, resolution, (maps.plain[0], maps.plain[1]), maps.merged, maps.fsc)
+    return ReconstructResult(options.out, resolution, (maps.plain[0], maps.plain[1]), merged, maps.fsc)
 
 
 def _maps(

@@ -87,9 +87,10 @@ class RefineResult:
 class State:
     """All that one iteration hands to the next; an iteration is a function of this, the data and the options.
 
-    references: (2, D, D, D) float32, not masked; noise_power: (2, G, D // 2 + 1); fsc: (D // 2 + 1,) under the mask; rotation (n, 3, 3), origin_px (n, 2),
-    norm, scale, log_likelihood, max_probability, significant (n,): of all particles; shell: resolution of the next
-    search; posed_shell: that of the last; best_shell: finest crossing so far; stalled: iterations since; last: the next iteration is the final one.
+    references: (2, D, D, D) float32, not masked; noise_power: (2, G, D // 2 + 1); fsc: (D // 2 + 1,) under the mask;
+    rotation (n, 3, 3), origin_px (n, 2), norm, scale, log_likelihood, max_probability, significant (n,): of all
+    particles; shell: resolution of the next search; posed_shell: that of the last; best_shell: finest crossing so far;
+    stalled: iterations since; last: the next iteration is the final one.
     """
 
     iteration: int
@@ -298,6 +299,7 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
     better = crossing > state.best_shell + _PROGRESS_SHELLS
     stalled = 0 if better else state.stalled + 1
     patience = _PATIENCE_AT_NYQUIST if crossing >= _ALL_BUT_NYQUIST * (job.box_px // 2) else _PATIENCE
+    converged = stalled >= patience and (settled or stalled >= _LONG_PATIENCE)
     number = state.iteration + 1
     return replace(
         state,
@@ -310,7 +312,7 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
         posed_shell=state.shell,
         best_shell=max(state.best_shell, crossing),
         stalled=stalled,
-        last=(stalled >= patience and (settled or stalled >= _LONG_PATIENCE)) or number + 1 >= job.options.max_iterations,
+        last=converged or number + 1 >= job.options.max_iterations,
     )
 
 
@@ -342,10 +344,11 @@ def _figures(job: _Job, before: State, after: State, made: em.Iteration, search:
 
 def _write(job: _Job, state: State, made: em.Iteration, run: Run) -> RefineResult:
     box, pixel, out, maps = job.box_px, job.pixel_size_A, run.path, made.maps
+    merged = em.merged(maps)
     resolution = write_maps(out, pixel, maps, job.mask)
     # Signal on the scale of the images: the power of the map's slices.
     spectra = {f"noise_half{half}": noise.mean(axis=0) for half, noise in enumerate(state.noise_power, start=1)}
-    write_curves(out / "spectra.csv", box, pixel, spectra | {"signal": fsc.shell_power(maps.merged * job.mask)})
+    write_curves(out / "spectra.csv", box, pixel, spectra | {"signal": fsc.shell_power(merged * job.mask)})
     refined = job.data.particles.replace(
         rotation=state.rotation,
         origin_A=state.origin_px * job.data.ctf.pixel_size_A[:, None],
@@ -374,7 +377,7 @@ def _write(job: _Job, state: State, made: em.Iteration, run: Run) -> RefineResul
         }
     )
     first, second = maps.plain
-    return RefineResult(out, resolution, state.iteration, (first, second), maps.merged, maps.fsc, refined)
+    return RefineResult(out, resolution, state.iteration, (first, second), merged, maps.fsc, refined)
 
 
 def _read(run: Run) -> RefineResult:

@@ -42,9 +42,9 @@ def shell_power(volume: np.ndarray) -> np.ndarray:
 def signal_share(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Part of a map's power inside a mask that is signal, per shell, (D // 2 + 1,) float64, in [0, 1].
 
-    volume: (D, D, D) with noise everywhere, also outside the mask (1 inside, 0 outside), where all is noise and as strong
-    as inside. Where a mask leaves less than a hundredth of the sphere that the box holds outside, nothing is known of the
-    noise, and the share is 0.
+    volume: (D, D, D) with noise everywhere, also outside the mask (1 inside, 0 outside), where all is noise and as
+    strong as inside. Where a mask leaves less than a hundredth of the sphere that the box holds outside, nothing is
+    known of the noise, and the share is 0.
     """
     box = len(volume)
     outside = (1 - mask) * sphere(box, box, 0)

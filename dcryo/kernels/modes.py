@@ -43,9 +43,9 @@ class Components(NamedTuple):
     """The posteriors of n images as Gaussians around K modes in all, those of image i at start[i]:start[i + 1].
 
     start: (n + 1,) int64; rotation: (K, 3, 3); shift: (K, 2) px, from the last origin; centre: (K, 3, 3), the middle of
-    each one's window, that of shifts being the last origin; score: (K,) log-likelihood of the mode over that of an empty
-    image; log_weight: (K,) log of the posterior mass, up to a constant of the image; hessian: (K, 5, 5) of minus the
-    log-posterior, window included.
+    each one's window, that of shifts being the last origin; score: (K,) log-likelihood of the mode over that of an
+    empty image; log_weight: (K,) log of the posterior mass, up to a constant of the image; hessian: (K, 5, 5) of minus
+    the log-posterior, window included.
     """
 
     start: np.ndarray
@@ -72,8 +72,8 @@ class Points(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Where a pose may go from its start: standard deviations of a Gaussian window of rotation vectors and of shifts, and
-    the hold that the reference has on it there (`Hold`)."""
+    """Where a pose may go from its start: standard deviations of a Gaussian window of rotation vectors and of shifts,
+    and the hold that the reference has on it there, (6,), see `hold`."""
 
     turn_rad: float
     shift_px: float
@@ -415,10 +415,10 @@ def _turn_between(first, second, out):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _climb_all(
+def _climb_all(  # type: ignore[no-untyped-def]
     start, rotations, shifts, centres, scores, log_weights, hessians, volume, shape, padding, images, weights, kx, ky,
     count, shell_max, box, window_turn, window_shift, hold, profile,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     block = np.empty((10, _BLOCK), dtype=np.float32)
     phases = np.empty((2, 2, 2 * shell_max + 1), dtype=np.float32)
     sums = np.empty(_SUMS)

@@ -52,8 +52,8 @@ def grid_scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores of rotations, each at its best shift, and of the same turned by 180 degrees in the plane.
 
-    The slice of a rotation turned by 180 degrees is the conjugate, so both have the same two real matrix products: their
-    sum and their difference.
+    The slice of a rotation turned by 180 degrees is the conjugate, so both have the same two real matrix products:
+    their sum and their difference.
 
     slices: (R, P) complex64; shifted: (B, T, P) complex64, the images' Y at each shift; weights: (B, P) float32, the
     images' W. Returns the scores (B, 2 R) float32 and the index of the best shift (B, 2 R) int64.
@@ -127,17 +127,17 @@ def accumulate(
     fit = np.zeros((len(images), 2, pixels.shell_max + 1))
     _accumulate(
         accumulator.reshape(-1), accumulator.shape, numbers(prepared), prepared.shape, points.start,
-        scaled(points.rotation, box_px), points.shift, points.spread_px2, points.probability, images, weights, pixels.kx, pixels.ky, pixels.start,
-        box_px, innovation, fit,
+        scaled(points.rotation, box_px), points.shift, points.spread_px2, points.probability, images, weights,
+        pixels.kx, pixels.ky, pixels.start, box_px, innovation, fit,
     )  # fmt: skip
     return fit
 
 
 @njit(nogil=True, cache=True)
-def _accumulate(
+def _accumulate(  # type: ignore[no-untyped-def]
     sums, sums_shape, volume, shape, start, turns, shifts, spreads, probabilities, images, weights, kx, ky, shells,
     box, innovation, fit,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     for i in range(len(images)):
         for q in range(start[i], start[i + 1]):
             _accumulate_one(
@@ -147,10 +147,10 @@ def _accumulate(
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _accumulate_one(
+def _accumulate_one(  # type: ignore[no-untyped-def]
     sums, sums_shape, volume, shape, turn, shift, spread, probability, image, weights, kx, ky, shells, box, innovation,
     fit,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     shell_max = len(shells) - 2
     along_x = np.empty(shell_max + 1, dtype=np.complex64)
     along_y = np.empty(2 * shell_max + 1, dtype=np.complex64)

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from dcryo.kernels import fft
-from dcryo.kernels.gridding import PADDING, TAPS, envelope, padded_px
+from dcryo.kernels.gridding import TAPS, envelope, padded_px
 from dcryo.kernels.interpolation import read, write
 from dcryo.kernels.shells import HalfPlane
 

@@ -142,8 +142,8 @@ def maximise(
 
     Where the accumulator sums images less the slices of a reference (D, D, D), what it says is by how much the map
     differs from that: the step from the reference is (sum of innovations - reference / tau^2) / (weights + 1 / tau^2).
-    At a map that such steps no longer change, the normal equations of the least-squares problem hold exactly, though the
-    kernel's averages, which the division takes for values, are not quite that.
+    At a map that such steps no longer change, the normal equations of the least-squares problem hold exactly, though
+    the kernel's averages, which the division takes for values, are not quite that.
 
     precision: (shell_max + 1,) 1 / tau^2 per shell. Frequencies past shell_max, and those that nothing touched, stay
     those of the reference, and the corners outside the sphere that the box holds are zero. Returns (D, D, D) float32.
@@ -178,9 +178,9 @@ def _step(accumulator, precision, spacing, step):  # type: ignore[no-untyped-def
                 change = np.complex64(0)
                 if shell < len(precision):
                     real, imaginary, weight = accumulator[iz, iy, x + BEFORE]
-                    denominator = weight + precision[shell]
-                    if denominator > 0:
-                        change = (np.complex64(complex(real, imaginary)) - precision[shell] * step[iz, iy, x]) / denominator
+                    prior = precision[shell]
+                    if weight + prior > 0:
+                        change = (complex(real, imaginary) - prior * step[iz, iy, x]) / (weight + prior)
                 step[iz, iy, x] = change
 
 

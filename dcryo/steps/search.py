@@ -1,8 +1,8 @@
 """Which poses an iteration looks at.
 
 Either everywhere: a grid of rotations and shifts is scored at low resolution, and from its best points poses climb to
-the modes of the posterior, at twice the resolution in each level. Or, once poses are good, from the last ones alone. The
-resolution of the grid is matched to its step: turning a particle of diameter D by the step moves its edge by
+the modes of the posterior, at twice the resolution in each level. Or, once poses are good, from the last ones alone.
+The resolution of the grid is matched to its step: turning a particle of diameter D by the step moves its edge by
 step * D / 2, and finer detail than that cannot be compared on such a grid.
 """
 
@@ -64,8 +64,9 @@ def plan_search(
 ) -> Search:
     """The search for an iteration that uses the reference up to a shell.
 
-    diameter_A: of the particle; posed_shell: resolution at which the last poses were found, 0 where there are none. They
-    are trusted once the resolution is fine enough; shares: (> shell,) of an image in the reference (`modes.shares`).
+    diameter_A: of the particle; posed_shell: resolution at which the last poses were found, 0 where there are none;
+    they are trusted once the resolution is fine enough; shares: (> shell,) of an image in the reference
+    (`modes.shares`).
     """
     radius_A = diameter_A / 2
     resolution = resolution_A(max(shell, 1), box_px, pixel_size_A)
