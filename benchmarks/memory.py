@@ -83,12 +83,13 @@ def task_of(kind: str, folder: Path, box_px: int):  # type: ignore[no-untyped-de
     # Slices in all directions, so that the whole volumes are touched.
     rotation = random_rotations(n, np.random.default_rng(2))
     shard = dataset.Shard(
-        "1-0", store, np.arange(n), columns, np.zeros(n, dtype=int), np.ones(n), np.ones(n), rotation, np.zeros((n, 2))
+        "1-0", store, np.arange(n), columns, np.zeros(n, dtype=int), np.ones(n), np.ones(n), rotation, np.zeros((n, 2)),
+        np.full(n, kind == "local"),
     )
     path = folder / f"{box_px}-{kind}.npy"
     if not path.exists():
         em.write_reference(_blobs(box_px), shell_max, path)
-    setting = em.Setting(search, np.full((1, box_px // 2 + 1), float(box_px**2)), shell_max, group)
+    setting = em.Setting(search, search, np.full((1, box_px // 2 + 1), float(box_px**2)), shell_max, group)
     return (lambda: em.expect_shard(shard, path, setting)), memory.expectation_bytes(box_px, shell_max, search, 1)
 
 

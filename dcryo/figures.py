@@ -135,7 +135,7 @@ def convergence(iterations: Sequence[Mapping[str, float | str | None]]) -> str:
     numbers = np.array([row["iteration"] for row in iterations], float)
     present = [(label, lines) for label, lines in panels if any(key in row for row in iterations for key, *_ in lines)]
     figure = Figure(figsize=(FULL_IN, 3.0), layout=ConstrainedLayoutEngine(wspace=0.06))
-    local = [row["iteration"] for row in iterations if row.get("search") == "local"]
+    local = [row["iteration"] for row in iterations if row.get("searched_everywhere", 1.0) < 0.5]  # type: ignore[operator]
     for axes, (label, lines) in zip(np.ravel(figure.subplots(1, len(present))), present, strict=True):
         if local:
             axes.axvspan(float(local[0]) - 0.5, numbers[-1] + 0.5, color="#f0f4f8", zorder=0)  # type: ignore[arg-type]

@@ -191,7 +191,8 @@ def _cards(source: Source) -> list[tuple[str, str, str]]:
         cards.append(("Symmetry", str(record["options"]["symmetry"]).upper(), ""))
     if record["iterations"]:
         last = record["iterations"][-1]
-        cards.append(("Iterations", str(last["iteration"]), "local searches" if last.get("search") == "local" else ""))
+        everywhere = f"{100 * last.get('searched_everywhere', 1):.0f} % searched everywhere"
+        cards.append(("Iterations", str(last["iteration"]), everywhere))
     if record["quarantined"]:
         cards.append(("Quarantined", f"{len(record['quarantined']):,}", "particles left out"))
     return [card for card in cards if card]
@@ -270,9 +271,12 @@ def _convergence(source: Source) -> Section | None:
     iterations = source.record["iterations"]
     if not iterations or "resolution_A" not in iterations[-1]:
         return None
-    words = "Change: median over the particles since the iteration before; step: of the grid of poses searched."
-    if any(row.get("search") == "local" for row in iterations):
-        words += " Shaded: poses are searched around those of the iteration before."
+    words = (
+        "Change: median over the particles since the iteration before; uncertainty: median standard deviation of the "
+        "rotations, the reference taken as it is."
+    )
+    if any(row.get("searched_everywhere", 1) < 0.5 for row in iterations):
+        words += " Shaded: most poses are searched around those of the iteration before."
     return Section("Convergence", figures.convergence(iterations), words, wide=True)
 
 

@@ -234,7 +234,10 @@ def load_reference(store: Store, path: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Shard:
-    """A task's particles: rows of a store, all of one half, and what is known of them (n, ...) each."""
+    """A task's particles: rows of a store, all of one half, and what is known of them (n, ...) each.
+
+    trusted: (n,) bool, whether the pose is so certain that only its surroundings need to be searched.
+    """
 
     name: str
     store: Store
@@ -245,6 +248,7 @@ class Shard:
     scale: np.ndarray
     rotation: np.ndarray
     origin_px: np.ndarray
+    trusted: np.ndarray
 
     def read(self, some: slice) -> tuple[Batch, dict[int, str]]:
         """A batch of the shard's images with their CTFs; and which of them cannot be used, as position -> reason.
@@ -270,7 +274,13 @@ def shard_size(count: int) -> int:
 
 
 def cut_shards(
-    data: Dataset, half: int, norm: np.ndarray, scale: np.ndarray, rotation: np.ndarray, origin_px: np.ndarray
+    data: Dataset,
+    half: int,
+    norm: np.ndarray,
+    scale: np.ndarray,
+    rotation: np.ndarray,
+    origin_px: np.ndarray,
+    trusted: np.ndarray,
 ) -> list[Shard]:
     """The shards of a half: a function of the data set alone. The arrays, (n, ...), are those of all particles."""
     every = data.rows_of(half)
@@ -279,7 +289,7 @@ def cut_shards(
     for index, first in enumerate(range(0, len(every), size)):
         rows = every[first : first + size]
         columns = CtfColumns(*(column[rows] for column in data.ctf))
-        known = (array[rows] for array in (data.groups, norm, scale, rotation, origin_px))
+        known = (array[rows] for array in (data.groups, norm, scale, rotation, origin_px, trusted))
         shards.append(Shard(f"{half}-{index}", data.store, rows, columns, *known))
     return shards
 

@@ -21,9 +21,9 @@ from dcryo.cluster import Cluster
 from dcryo.errors import RunError
 from dcryo.jobs.dataset import BATCH, Shard
 from dcryo.kernels import slices
-from dcryo.kernels.shells import half_plane
+from dcryo.kernels.shells import HalfPlane, half_plane
 from dcryo.steps import expectation, maximisation
-from dcryo.steps.expectation import Poses
+from dcryo.steps.expectation import Batch, Grid, Poses, Sums
 from dcryo.steps.maximisation import HalfFsc
 from dcryo.steps.search import Search
 
@@ -34,10 +34,12 @@ _SLAB_BYTES = 64 << 20
 class Setting:
     """What all shards of a half share in an iteration.
 
-    noise_power: (G, D // 2 + 1); shell_max: highest shell back-projected; operators: (G, 3, 3) of the symmetry.
+    search: of particles whose poses are not trusted; nearby: of those that are; noise_power: (G, D // 2 + 1);
+    shell_max: highest shell back-projected; operators: (G, 3, 3) of the symmetry.
     """
 
     search: Search
+    nearby: Search
     noise_power: np.ndarray
     shell_max: int
     operators: np.ndarray
@@ -199,17 +201,40 @@ def expect_shard(shard: Shard, reference_path: Path, setting: Setting) -> tuple:
     box = shard.store.box_px
     pixels = half_plane(setting.shell_max)
     sums = expectation.empty_sums(setting.shell_max, len(setting.noise_power), box)
-    grid = expectation.global_grid(reference, setting.search, setting.operators, box)
+    grid = None
+    if not shard.trusted.all():
+        grid = expectation.global_grid(reference, setting.search, setting.operators, box)
     poses, left_out = [], {}
     for first in range(0, len(shard.rows), BATCH):
-        batch, bad = shard.read(slice(first, first + BATCH))
-        found = expectation.fold(sums, batch, reference, setting.noise_power, setting.search, pixels, grid)
+        some = slice(first, first + BATCH)
+        batch, bad = shard.read(some)
+        found = _folded(sums, batch, shard.trusted[some], reference, setting, pixels, grid)
         poses.append(found)
         bad.update({int(i): "its likelihood is not a finite number" for i in np.flatnonzero(~found.usable)} | bad)
         left_out.update({first + position: reason for position, reason in bad.items()})
     every = Poses(*(np.concatenate(column) for column in zip(*poses, strict=True)))
     slabs = [sums.volume[bounds] for bounds in slab_bounds(setting.shell_max, box)]
     return (*slabs, sums.residual, sums.particles, ShardResult(every, left_out))
+
+
+def _folded(
+    sums: Sums,
+    batch: Batch,
+    trusted: np.ndarray,
+    reference: np.ndarray,
+    setting: Setting,
+    pixels: HalfPlane,
+    grid: Grid | None,
+) -> Poses:
+    """Particles whose poses are trusted folded by the search nearby, the others by the other; poses in their order."""
+    found, order = [], []
+    for search, rows in ((setting.search, np.flatnonzero(~trusted)), (setting.nearby, np.flatnonzero(trusted))):
+        if len(rows):
+            own = Batch(*(column[rows] for column in batch))
+            found.append(expectation.fold(sums, own, reference, setting.noise_power, search, pixels, grid))
+            order.append(rows)
+    back = np.argsort(np.concatenate(order))
+    return Poses(*(np.concatenate(column)[back] for column in zip(*found, strict=True)))
 
 
 def all_poses(shards: Sequence[ShardResult]) -> Poses:

@@ -101,7 +101,7 @@ def _maps(
     nyquist = box // 2
     volumes, references, results, ones = [], [], [], np.ones(len(data.particles))
     for half in (1, 2):
-        shards = cut_shards(data, half, ones, ones, data.rotation, data.origin_px)
+        shards = cut_shards(data, half, ones, ones, data.rotation, data.origin_px, ones > 0)
         sums, _ = _summed(shards, None, f"first-half{half}")
         accumulator = graph.call(maximisation.assemble, sums, group, name=f"first-assemble-{half}")
         first = graph.call(maximisation.first_map, accumulator, mask, group, nyquist, name=f"first-map-{half}")

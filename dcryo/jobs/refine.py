@@ -33,12 +33,15 @@ from dcryo.steps.search import Search, plan_search
 
 # Shells beyond the resolution that are back-projected too, so that the FSC can grow into them.
 _HEADROOM_SHELLS, _HEADROOM = 12, 0.5
-# A resolution is better only by more than this many shells; after so many iterations without, the run has converged.
-_PROGRESS_SHELLS = 0.5
+# A resolution is better only by more than this many shells, an FSC only if its sum over shells grows by more than this
+# part; after so many iterations without either, the run has converged.
+_PROGRESS_SHELLS, _PROGRESS_FSC = 0.5, 0.005
 _PATIENCE, _PATIENCE_AT_NYQUIST = 2, 1
 _ALL_BUT_NYQUIST = 0.95
 # And the poses turn by less than this part of their uncertainty, or it is not for want of patience.
 _SETTLED, _LONG_PATIENCE = 0.5, 6
+# A pose of this probability is searched for in its surroundings alone, once the resolution allows.
+_TRUSTED = 0.95
 _SPECTRUM_PARTICLES = 1024
 # Noise in a shell is at least this part of the mean over the shells.
 _LEAST_NOISE = 1e-6
@@ -90,7 +93,7 @@ class State:
     references: (2, D, D, D) float32, not masked; noise_power: (2, G, D // 2 + 1); fsc: (D // 2 + 1,) under the mask;
     rotation (n, 3, 3), origin_px (n, 2), norm, scale, log_likelihood, max_probability, significant (n,): of all
     particles; shell: resolution of the next search; posed_shell: that of the last; best_shell: finest crossing so far;
-    stalled: iterations since; last: the next iteration is the final one.
+    best_fsc: sum of the FSC at the last progress; stalled: iterations since; last: the next iteration is the final one.
     """
 
     iteration: int
@@ -107,13 +110,14 @@ class State:
     shell: int
     posed_shell: int
     best_shell: float
+    best_fsc: float
     stalled: int
     last: bool
 
 
 _OF_PARTICLES = ("rotation", "origin_px", "norm", "scale", "log_likelihood", "max_probability", "significant")
 _ARRAYS = ("references", "noise_power", "fsc", *_OF_PARTICLES)
-_FIGURES = ("shell", "posed_shell", "best_shell", "stalled", "last")
+_FIGURES = ("shell", "posed_shell", "best_shell", "best_fsc", "stalled", "last")
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ def refine(options: RefineOptions, *, progress: Progress = print) -> RefineResul
             f"diameter {diameter:.0f} A, on {cluster.description}"
         )
         state = _latest(run) or _first_state(job, reference, cluster)
-        task_bytes = expectation_bytes(job.box_px, job.box_px // 2, _search(job, state), len(group))
+        task_bytes = expectation_bytes(job.box_px, job.box_px // 2, _searches(job, state)[0], len(group))
         check_memory(cluster, job.box_px, task_bytes, len(group))
         while True:
             final = state.last
@@ -196,7 +200,8 @@ def _first_state(job: _Job, reference: np.ndarray, cluster: Cluster) -> State:
     lowpassed = filters.lowpass(reference, job.pixel_size_A, options.initial_lowpass_A)
     n = len(data.particles)
     blank = np.zeros((n, 2))
-    shards = [cut_shards(data, half, np.ones(n), np.ones(n), data.rotation, blank) for half in (1, 2)]
+    ones, nobody = np.ones(n), np.zeros(n, dtype=bool)
+    shards = [cut_shards(data, half, ones, ones, data.rotation, blank, nobody) for half in (1, 2)]
     powers = [
         graph.call(em.mean_power, own, data.n_groups, _SPECTRUM_PARTICLES, name=f"power-{half}")
         for half, own in enumerate(shards, start=1)
@@ -216,25 +221,32 @@ def _first_state(job: _Job, reference: np.ndarray, cluster: Cluster) -> State:
         shell=max(shell_at(options.initial_lowpass_A, job.box_px, job.pixel_size_A), 1),
         posed_shell=0,
         best_shell=0.0,
+        best_fsc=0.0,
         stalled=0,
         last=options.max_iterations == 1,
     )
 
 
-def _search(job: _Job, state: State) -> Search:
+def _searches(job: _Job, state: State) -> tuple[Search, Search]:
+    """The search everywhere, and that of particles whose poses can be trusted: nearby, once the resolution allows."""
+
+    def plan(posed_shell: int) -> Search:
+        return plan_search(
+            state.shell,
+            job.box_px,
+            job.pixel_size_A,
+            job.diameter_A,
+            job.options.shift_range_A or 0.1 * job.diameter_A,
+            posed_shell=posed_shell,
+            shares=modes.shares(state.fsc, float(job.mask.mean()), len(state.norm) / 2 * len(job.operators)),
+            perturbation=turn,
+            profile_scale=state.iteration == 0,
+        )
+
     # The whole grid is turned anew in each iteration, so that no pose sits on the same grid twice.
     random = generator(job.options.seed, "grid", state.iteration + 1)
-    return plan_search(
-        state.shell,
-        job.box_px,
-        job.pixel_size_A,
-        job.diameter_A,
-        job.options.shift_range_A or 0.1 * job.diameter_A,
-        posed_shell=state.posed_shell,
-        shares=modes.shares(state.fsc, float(job.mask.mean()), len(state.norm) / 2 * len(job.operators)),
-        perturbation=rotations.perturbation(sampling.step_deg(3) / 2, random),
-        profile_scale=state.iteration == 0,
-    )
+    turn = rotations.perturbation(sampling.step_deg(3) / 2, random)
+    return plan(0), plan(state.posed_shell)
 
 
 def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Progress) -> tuple[State, em.Iteration]:
@@ -244,13 +256,17 @@ def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Prog
     nyquist = job.box_px // 2
     headroom = max(_HEADROOM_SHELLS, int(_HEADROOM * state.shell))
     shell_max = nyquist if state.last else min(state.shell + headroom, nyquist)
-    search = _search(job, state)
+    searches = _searches(job, state)
+    trusted = np.zeros(len(state.norm), dtype=bool)
+    if searches[1].grid_order is None:
+        trusted = state.max_probability > _TRUSTED
     made = em.iterate(
         shards=_both(
-            cut_shards(job.data, half, state.norm, state.scale, state.rotation, state.origin_px) for half in (1, 2)
+            cut_shards(job.data, half, state.norm, state.scale, state.rotation, state.origin_px, trusted)
+            for half in (1, 2)
         ),
         references=_both(reference * job.mask for reference in state.references),
-        settings=_both(em.Setting(search, noise, shell_max, job.operators) for noise in state.noise_power),
+        settings=_both(em.Setting(*searches, noise, shell_max, job.operators) for noise in state.noise_power),
         mask=job.mask,
         scratch=job.scratch,
         cluster=cluster,
@@ -262,11 +278,15 @@ def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Prog
     updated = _update(job, state, made, shell_max)
     for half, result in enumerate(made.halves, start=1):
         run.quarantine(left_out_rows(job.data, half, [shard.left_out for shard in result.shards]))
-    figures = _figures(job, state, updated, made, search, shell_max) | {"seconds": round(time.monotonic() - started, 2)}
+    figures = _figures(job, state, updated, made, shell_max) | {
+        "shell_max": state.shell,
+        "searched_everywhere": float(np.mean(~trusted)),
+        "seconds": round(time.monotonic() - started, 2),
+    }
     run.iteration(figures)
     progress(
-        f"iteration {number}: {figures['resolution_A']:.2f} A, {figures['search']} search, poses known to "
-        f"{figures['angular_sd_deg']:.2f} deg, {figures['seconds']:.1f} s"
+        f"iteration {number}: {figures['resolution_A']:.2f} A, {100 * figures['searched_everywhere']:.0f} % searched "
+        f"everywhere, poses known to {figures['angular_sd_deg']:.2f} deg, {figures['seconds']:.1f} s"
     )
     return updated, made
 
@@ -296,7 +316,8 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
     turned = rotations.angular_distance_deg(columns["rotation"], state.rotation, job.operators)
     settled = bool(np.median(turned) < _SETTLED * _angular_sd_deg(made))
     crossing = _crossing(made, shell_max)
-    better = crossing > state.best_shell + _PROGRESS_SHELLS
+    agreement = float(made.maps.fsc.masked[: shell_max + 1].sum())
+    better = crossing > state.best_shell + _PROGRESS_SHELLS or agreement > state.best_fsc * (1 + _PROGRESS_FSC)
     stalled = 0 if better else state.stalled + 1
     patience = _PATIENCE_AT_NYQUIST if crossing >= _ALL_BUT_NYQUIST * (job.box_px // 2) else _PATIENCE
     converged = stalled >= patience and (settled or stalled >= _LONG_PATIENCE)
@@ -311,6 +332,7 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
         shell=max(int(crossing), shell_at(job.options.initial_lowpass_A, job.box_px, job.pixel_size_A), 1),
         posed_shell=state.shell,
         best_shell=max(state.best_shell, crossing),
+        best_fsc=agreement if better else state.best_fsc,
         stalled=stalled,
         last=converged or number + 1 >= job.options.max_iterations,
     )
@@ -326,14 +348,12 @@ def _angular_sd_deg(made: em.Iteration) -> float:
     return float(np.median(np.concatenate([em.all_poses(half.shards).angle_sd_deg for half in made.halves])))
 
 
-def _figures(job: _Job, before: State, after: State, made: em.Iteration, search: Search, shell_max: int) -> dict:
+def _figures(job: _Job, before: State, after: State, made: em.Iteration, shell_max: int) -> dict:
     turned = rotations.angular_distance_deg(after.rotation, before.rotation, job.operators)
     moved = np.linalg.norm(after.origin_px - before.origin_px, axis=1)
     return {
         "iteration": after.iteration,
         "resolution_A": resolution_A(_crossing(made, shell_max), job.box_px, job.pixel_size_A),
-        "shell_max": search.shells[-1],
-        "search": "local" if search.grid_order is None else "global",
         "angular_sd_deg": _angular_sd_deg(made),
         "median_rotation_change_deg": float(np.median(turned)),
         "median_shift_change_px": float(np.median(moved)),

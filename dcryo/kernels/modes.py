@@ -38,6 +38,17 @@ _SAME = 0.5
 # A component that blurs a slice by no more than this at its rim (Fourier pixels) is one point.
 _NARROW_PX = 0.25
 
+# Corners (4) of the regular simplex of unit covariance in the first 0 to 3 of three dimensions.
+_SIMPLEX = np.array(
+    [
+        [[0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]],
+        [[1, 0, 0], [-1, 0, 0], [0, 0, 0], [0, 0, 0]],
+        [[2**0.5, 0, 0], [-(0.5**0.5), 1.5**0.5, 0], [-(0.5**0.5), -(1.5**0.5), 0], [0, 0, 0]],
+        [[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]],
+    ],
+    dtype=np.float64,
+)
+
 
 class Components(NamedTuple):
     """The posteriors of n images as Gaussians around K modes in all, those of image i at start[i]:start[i + 1].
@@ -170,34 +181,26 @@ def settled(
 def cubature(components: Components, probability: np.ndarray, radius_px: float) -> Points:
     """Points with the means and covariances of the components.
 
-    Along each axis along which a component is so wide that it blurs the slice at `radius_px` (Fourier pixels), it is
-    split into two points a standard deviation (times the root of the number of such axes) to either side: the cubature
-    of third degree (Stroud 1971). Shifts are Gaussian about each point, with the mean that goes with its rotation.
+    Where a component is so wide along m axes that it blurs the slice at `radius_px` (Fourier pixels), it is split into
+    the m + 1 corners of the regular simplex of its covariance along them (Stroud 1971, U_n 2-1). Shifts are Gaussian
+    about each point, with the mean that goes with its rotation.
     """
     turn_turn, turn_shift = components.hessian[:, :3, :3], components.hessian[:, :3, 3:]
     spread = np.linalg.inv(components.hessian[:, 3:, 3:])
-    # The Hessian of the rotation alone, the shift integrated out.
+    # The Hessian of the rotation alone, the shift integrated out; the widest axes come first.
     curvature, axes = np.linalg.eigh(turn_turn - turn_shift @ spread @ np.swapaxes(turn_shift, 1, 2))
     sigma = 1 / np.sqrt(curvature)
-    wide = sigma * radius_px > _NARROW_PX
-    split = wide.sum(axis=1)
-    # Six places for each component, of which those along its wide axes are used, or the first one for its mode.
-    offsets = np.sqrt(split)[:, None, None] * sigma[:, :, None] * np.swapaxes(axes, 1, 2)
-    offsets = np.concatenate([offsets, -offsets], axis=1)
-    used = np.concatenate([wide, wide], axis=1)
-    used[split == 0, 0] = True
-    offsets[split == 0] = 0
-    owner = np.nonzero(used)[0]
-    turn = offsets[used]
-    points = used.sum(axis=1)
-    counts = np.concatenate([[0], np.cumsum(points)])
+    split = np.count_nonzero(sigma * radius_px > _NARROW_PX, axis=1)
+    owner, corner = np.nonzero(np.arange(4) <= split[:, None])
+    turn = np.einsum("qab,qb->qa", axes[owner], sigma[owner] * _SIMPLEX[split[owner], corner])
+    first = np.concatenate([[0], np.cumsum(split + 1)])
     shift = components.shift[owner] - np.einsum("qab,qcb,qc->qa", spread[owner], turn_shift[owner], turn)
     return Points(
-        counts[components.start],
+        first[components.start],
         matrix_from_rotvec(turn) @ components.rotation[owner],
         shift,
         np.trace(spread, axis1=1, axis2=2)[owner] / 2,
-        (probability / points)[owner],
+        (probability / (split + 1))[owner],
     )
 
 
