@@ -1,14 +1,18 @@
 """Slow, obvious twins of the reconstruction kernels: loops over pixels, voxels and poses, from the definitions.
 
-Frequencies are integers in the order of a transform, 0, 1, ..., h, -h, ..., -1, so that an index may be negative.
+Frequencies of a transform are integers in its order, 0, 1, ..., h, -h, ..., -1, so that an index may be negative; those
+of a cube of slices are (z, y, x) from (-h, -h, -1) to (h, h, h), and of a whole one from -h to h on every axis.
 """
 
 import itertools
 import math
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
-PADDING = 2
+# Taps of the gridding kernel along an axis, and what it takes a box to be padded by.
+TAPS = 4
+PADDING = 1.25
 
 
 def fourier_sum(array, frequency, padded):
@@ -18,6 +22,19 @@ def fourier_sum(array, frequency, padded):
         place = [i - size // 2 for i, size in zip(index, array.shape, strict=True)][::-1]
         total += value * np.exp(-2j * np.pi * sum(k * r for k, r in zip(frequency, place, strict=True)) / padded)
     return total
+
+
+def fourier_sums(volume, frequencies, box):
+    """Transform of a cube about its box centre at frequencies (N, 3) (x, y, z), by its definition, an axis a time."""
+    place = np.arange(len(volume)) - len(volume) // 2
+    x, y, z = (np.exp(-2j * np.pi * k[:, None] * place / box) for k in np.asarray(frequencies, dtype=float).T)
+    return np.einsum("zn,nz->n", np.einsum("zyn,ny->zn", volume @ x.T, y), z)
+
+
+def slice_of(volume, rotation, pixels):
+    """Packed central slice of a volume, by the definition of its transform."""
+    image_plane = np.stack([pixels.kx, pixels.ky, np.zeros(len(pixels.kx))], axis=1)
+    return fourier_sums(volume, image_plane @ rotation, len(volume))
 
 
 def embedded(volume, padded):
@@ -61,61 +78,78 @@ def projection(volume, rotation):
 
 
 def voxel(cube, x, y, z):
-    """Value of a half-complex cube at a frequency; its Friedel mate conjugated where that is the one that is held."""
-    return cube[z, y, x] if x >= 0 else np.conj(cube[-z, -y, -x])
+    """Value of a half-complex cube at a frequency; its Friedel mate conjugated where x is negative."""
+    half = len(cube) // 2
+    return cube[z + half, y + half, x + 1] if x >= 0 else np.conj(cube[half - z, half - y, 1 - x])
 
 
-def corners(x, y, z):
-    """The eight grid points around a point, each with its share."""
-    for dx, dy, dz in itertools.product((0, 1), repeat=3):
-        corner = math.floor(x) + dx, math.floor(y) + dy, math.floor(z) + dz
-        yield corner, math.prod(1 - abs(a - b) for a, b in zip(corner, (x, y, z), strict=True))
+def half_complex(whole):
+    """The part of a cube of every frequency that is held: from x = -1 on."""
+    return whole[:, :, len(whole) // 2 - 1 :]
 
 
-def extract(cube, rotation, pixels):
-    """Central slice of a half-complex cube (complex128) by trilinear interpolation."""
-    out = []
-    for kx, ky in zip(pixels.kx, pixels.ky, strict=True):
-        x, y, z = PADDING * (rotation.T @ (kx, ky, 0))
-        out.append(sum(share * voxel(cube, *corner) for corner, share in corners(x, y, z)))
-    return np.array(out)
+def kernel(distance):
+    """Exponential of a semicircle (Barnett, Magland & af Klinteberg 2019, eq. 1.8, beta of eq. 4.5)."""
+    beta = 0.976 * math.pi * TAPS * (1 - 1 / (2 * PADDING))
+    inside = 1 - (2 * distance / TAPS) ** 2
+    return math.exp(beta * (math.sqrt(inside) - 1)) if inside >= 0 else 0.0
 
 
-def insert(half_width, rotations, values, weights, pixels, operators):
-    """(real, imaginary, weight) sums of slices, their Friedel mates and symmetry mates, of every frequency."""
+def taps(x, y, z):
+    """The grid points around a point, each with the kernel's weight."""
+    for dx, dy, dz in itertools.product(range(1 - TAPS // 2, TAPS // 2 + 1), repeat=3):
+        tap = math.floor(x) + dx, math.floor(y) + dy, math.floor(z) + dz
+        yield tap, math.prod(kernel(a - b) for a, b in zip(tap, (x, y, z), strict=True))
+
+
+def read(cube, x, y, z):
+    """A half-complex cube between its grid points."""
+    return sum(weight * voxel(cube, *tap) for tap, weight in taps(x, y, z))
+
+
+def extract(cube, rotation, pixels, scale):
+    """Central slice of a half-complex cube of `scale` samples per Fourier pixel."""
+    return np.array(
+        [read(cube, *(scale * (rotation.T @ (kx, ky, 0)))) for kx, ky in zip(pixels.kx, pixels.ky, strict=True)]
+    )
+
+
+def insert(half_width, rotations, values, weights, pixels, scale):
+    """(real, imaginary, weight) sums of slices and their Friedel mates, of every frequency."""
     out = np.zeros((2 * half_width + 1,) * 3 + (3,))
     for rotation, row, of_row in zip(rotations, values, weights, strict=True):
-        for operator in operators:
-            turned = rotation @ operator
-            for kx, ky, value, weight in zip(pixels.kx, pixels.ky, row, of_row, strict=True):
-                for sign in (1, -1):
-                    for corner, share in corners(*(sign * PADDING * (turned.T @ (kx, ky, 0)))):
-                        out[corner[::-1]] += share * np.array([value.real, sign * value.imag, weight])
+        for kx, ky, value, weight in zip(pixels.kx, pixels.ky, row, of_row, strict=True):
+            for sign in (1, -1):
+                for (x, y, z), share in taps(*(sign * scale * (rotation.T @ (kx, ky, 0)))):
+                    place = z + half_width, y + half_width, x + half_width
+                    out[place] += share * np.array([value.real, sign * value.imag, weight])
     return out
 
 
-def smoothed(weights):
-    """Weights of every frequency averaged with their 26 neighbours, binomially."""
-    out = np.zeros_like(weights)
-    for offset in itertools.product((-1, 0, 1), repeat=3):
-        out += np.roll(weights, offset, axis=(0, 1, 2)) * math.prod(0.25 if d else 0.5 for d in offset)
+def symmetrised(cube, operators, radius):
+    """Sum of a half-complex cube read at g k over a group, for frequencies k up to a radius and x not negative; where
+    all g k are grid points, as they are there."""
+    half, out = len(cube) // 2, np.zeros_like(cube)
+    for z, y, x in itertools.product(range(-half, half + 1), range(-half, half + 1), range(half + 1)):
+        if math.hypot(x, y, z) <= radius:
+            for g in operators:
+                place = g @ (x, y, z)
+                out[z + half, y + half, x + 1] += voxel(cube, *place.astype(int)) if on_grid(g) else read(cube, *place)
     return out
 
 
-def evened(weights):
-    """Two rounds of weights whose quotients smooth to an even one: q = 1 / S(w), then q / S(q w); returns 1 / q."""
-    quotient = np.divide(1, smoothed(weights), out=np.zeros_like(weights), where=smoothed(weights) > 0)
-    uneven = smoothed(quotient * weights)
-    quotient = np.divide(quotient, uneven, out=np.zeros_like(weights), where=uneven > 0)
-    return np.divide(1, quotient, out=np.zeros_like(weights), where=quotient > 0)
+def on_grid(operator):
+    """Whether a matrix takes grid points onto grid points."""
+    return bool(np.all(operator == np.round(operator)))
 
 
-def shells_of_cube(half_width):
-    """Image shell of each voxel of the half-complex padded cube: the padded radius halved, rounded half up."""
-    wrapped = [*range(half_width + 1), *range(-half_width, 0)]
-    out = np.zeros((len(wrapped), len(wrapped), half_width + 1), dtype=int)
-    for z, y, x in itertools.product(wrapped, wrapped, range(half_width + 1)):
-        out[z, y, x] = math.floor(math.sqrt(z * z + y * y + x * x) / PADDING + 0.5)
+def shells_of_cube(half_width, box, padded):
+    """Image shell of each frequency of a cube from x = 0 on: its radius in Fourier pixels, rounded half up."""
+    out = np.zeros((2 * half_width + 1, 2 * half_width + 1, half_width + 1), dtype=int)
+    for z, y, x in np.ndindex(out.shape):
+        squared = ((z - half_width) ** 2 + (y - half_width) ** 2 + x**2) * box**2
+        while 4 * squared >= ((2 * out[z, y, x] + 1) * padded) ** 2:
+            out[z, y, x] += 1
     return out
 
 
@@ -145,23 +179,31 @@ def select(scores, fraction, maximum):
     return order[:kept], np.array(weights[:kept]) / math.fsum(weights[:kept])
 
 
-def poses(candidates):
-    """The pairs of candidates in their order, each (pixel, psi, ix, iy)."""
-    out = []
-    for r, (pixel, psi) in enumerate(zip(candidates.pixel, candidates.psi, strict=True)):
-        for i in range(candidates.start[r], candidates.start[r + 1]):
-            ix, iy = candidates.shifts[candidates.shift[i]]
-            out.append((int(pixel), int(psi), int(ix), int(iy)))
-    return out
+def rotation_vector(a, b):
+    """Of the rotation that takes b to a."""
+    return Rotation.from_matrix(a @ np.transpose(b)).as_rotvec()
 
 
-def children(pose):
-    """The 32 poses of the next level below one (pixel, psi, ix, iy)."""
-    pixel, psi, ix, iy = pose
-    return [
-        (4 * pixel + a, 2 * psi + b, 2 * ix + c, 2 * iy + d)
-        for a, b, c, d in itertools.product(range(4), range(2), range(2), range(2))
-    ]
+def settled(modes, temperature, fraction, maximum, same):
+    """Of one image's modes, each (rotation, shift, log weight, Hessian): indices that are kept and their probabilities.
+
+    The heaviest come first; one that is nearer than `same` standard deviations to one that came before is added to it.
+    """
+    groups = []
+    for n in sorted((n for n, mode in enumerate(modes) if math.isfinite(mode[2])), key=lambda n: (-modes[n][2], n)):
+        for group in groups:
+            rotation, shift, _, hessian = modes[group[0]]
+            away = np.concatenate([rotation_vector(modes[n][0], rotation), modes[n][1] - shift])
+            if away @ hessian @ away < same**2:
+                group.append(n)
+                break
+        else:
+            groups.append([n])
+    if not groups:
+        return [], []
+    log_weights = [np.logaddexp.reduce([modes[n][2] for n in group]) for group in groups]
+    kept, probability = select(np.array(log_weights) / temperature, fraction, maximum)
+    return [groups[g][0] for g in kept], probability
 
 
 def shell_correlation(first, second):

@@ -90,8 +90,7 @@ def some_particles() -> Particles:
 def iterate(run: Run, number: int) -> None:
     run.iteration({
         "iteration": number, "resolution_A": 40 * 0.8**number + 8.5, "shell_max": 6 + 2 * number,
-        "angular_step_deg": 7.5 / 2 ** (number // 4), "shift_step_px": 1.0 / 2 ** (number // 4),
-        "search": "global" if number < 8 else "local",
+        "angular_sd_deg": 7.5 / 2 ** (number / 4), "searched_everywhere": 1.0 if number < 8 else 0.1,
         "median_rotation_change_deg": None if number == 1 else 30 * 0.55**number + 0.1,
         "median_shift_change_px": None if number == 1 else 2 * 0.6**number + 0.03,
         "mean_max_probability": min(0.9, 0.08 * number), "mean_significant_poses": 900 / number,

@@ -44,7 +44,7 @@ def signal_share(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     volume: (D, D, D) with noise everywhere, also outside the mask (1 inside, 0 outside), where all is noise and as
     strong as inside. Where a mask leaves less than a hundredth of the sphere that the box holds outside, nothing is
-    known of the noise, and the share is 0.
+    known of the noise, and the share is 0. Signal in a soft edge counts as noise, which makes the share a little low.
     """
     box = len(volume)
     outside = (1 - mask) * sphere(box, box, 0)

@@ -12,6 +12,8 @@ Where the grey scale of the reference is not yet known, the score is maximised o
 Re<Y, S>^2 / (2 <W, |S|^2>) where the product is positive: the profile likelihood.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
@@ -22,6 +24,70 @@ from dcryo.kernels.slices import locate, numbers, scaled
 
 # exp(-20) of the best pose's weight is beyond what any fraction of the posterior could notice.
 _NEGLIGIBLE = 20.0
+
+
+class Weighed(NamedTuple):
+    """Images as the likelihood sees them, on the packed axis.
+
+    data: (n, P) complex64, Y; weight: (n, P) float32, W; power: (n, D // 2 + 1) float64, mean power of the normalised
+    image per shell.
+    """
+
+    data: np.ndarray
+    weight: np.ndarray
+    power: np.ndarray
+
+
+def weigh(
+    transforms: np.ndarray,
+    norm: np.ndarray,
+    ctf: np.ndarray,
+    inverse_variance: np.ndarray,
+    origin_px: np.ndarray,
+    pixels: HalfPlane,
+    every: HalfPlane,
+) -> Weighed:
+    """Y and W of images, moved by their origins, and their power.
+
+    transforms: (n, D, D // 2 + 1) complex64; norm: (n,) divides the image; ctf: (n, P) float32, on `pixels`;
+    inverse_variance: (n, shell_max + 1) float32, 1 / v per shell; origin_px: (n, 2); every: the half plane of the
+    power, of which `pixels` is a prefix.
+    """
+    n = len(transforms)
+    out = Weighed(
+        np.empty((n, len(pixels.kx)), dtype=np.complex64),
+        np.empty((n, len(pixels.kx)), dtype=np.float32),
+        np.empty((n, every.shell_max + 1)),
+    )
+    _weigh(
+        transforms, norm, ctf, inverse_variance, np.asarray(origin_px, dtype=np.float64), every.kx, every.ky,
+        every.start, pixels.shell_max, *out,
+    )  # fmt: skip
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _weigh(transforms, norm, ctf, inverse, origin, kx, ky, start, shell_max, data, weight, power):  # type: ignore[no-untyped-def]
+    box = transforms.shape[1]
+    reach = len(start) - 2
+    along_x = np.empty(reach + 1, dtype=np.complex64)
+    along_y = np.empty(2 * reach + 1, dtype=np.complex64)
+    for i in range(len(transforms)):
+        for k in range(-reach, reach + 1):
+            along_y[k + reach] = np.exp(-2j * np.pi * k * origin[i, 1] / box)
+            if k >= 0:
+                along_x[k] = np.exp(-2j * np.pi * k * origin[i, 0] / box)
+        divided = np.float32(1 / norm[i])
+        for shell in range(reach + 1):
+            total = 0.0
+            for p in range(start[shell], start[shell + 1]):
+                value = transforms[i, ky[p] % box, kx[p]] * divided
+                total += value.real * value.real + value.imag * value.imag
+                if shell <= shell_max:
+                    share = ctf[i, p] * inverse[i, shell]
+                    data[i, p] = value * share * (along_x[kx[p]] * along_y[ky[p] + reach])
+                    weight[i, p] = ctf[i, p] * share
+            power[i, shell] = total / (start[shell + 1] - start[shell])
 
 
 def shift_phases(pixels: HalfPlane, shifts_px: np.ndarray, box_px: int, count: int) -> np.ndarray:

@@ -32,7 +32,8 @@ def complete(accumulator: np.ndarray, operators: np.ndarray) -> np.ndarray:
     """Sums of all slices, their Friedel mates and their symmetry mates.
 
     accumulator: volume_shape + (3,) float32; operators: (G, 3, 3), the group, identity included. Returns a new array of
-    the same shape. Symmetry mates, the identity too, are read with the gridding kernel; `divide` undoes what that does.
+    the same shape. Mates that fall between grid points are read with the gridding kernel; `maximise` undoes what that
+    does.
     """
     friedel = accumulator.copy()
     zero = accumulator[:, :, BEFORE]
@@ -45,19 +46,25 @@ def complete(accumulator: np.ndarray, operators: np.ndarray) -> np.ndarray:
     values = np.ascontiguousarray(friedel[..., :2]).view(np.complex64)[..., 0]
     weights = friedel[..., 2].astype(np.complex64)
     turns = np.ascontiguousarray(np.swapaxes(operators, 1, 2), dtype=np.float32)
-    _symmetrise(numbers(values), numbers(weights), values.shape, turns, out)
+    _symmetrise(numbers(values), numbers(weights), values.shape, turns, _on_grid(operators), out)
     return out
+
+
+def _on_grid(operators: np.ndarray) -> np.ndarray:
+    """Whether an operator takes grid points onto grid points, (G,) bool."""
+    return np.all(np.abs(operators - np.round(operators)) < 1e-9, axis=(1, 2))
 
 
 _CONJUGATE = np.array([1, -1, 1], dtype=np.float32)
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _symmetrise(values, weights, shape, turns, out):  # type: ignore[no-untyped-def]
+def _symmetrise(values, weights, shape, turns, on_grid, out):  # type: ignore[no-untyped-def]
     half = shape[0] // 2
-    # Taps must stay inside the cube.
-    reach = np.float32((half - 2) * (half - 2))
+    # Taps, two above the grid point below, must stay inside the cube.
+    reach = np.float32((half - 1) * (half - 1) - 1)
     stride = 2 * shape[2]
+    centre = (shape[1] + 1) * shape[2] + 1  # from the lowest tap to the second on each axis
     for iz in range(shape[0]):
         kz = np.float32(iz - half)
         for iy in range(shape[1]):
@@ -68,8 +75,12 @@ def _symmetrise(values, weights, shape, turns, out):  # type: ignore[no-untyped-
                     continue
                 for g in range(len(turns)):
                     lowest, fx, fy, fz, sign = locate(shape, turns[g], kx, ky, kz)
-                    real, imaginary = read(values, 2 * lowest, stride, stride * shape[1], fx, fy, fz)
-                    weight, _ = read(weights, 2 * lowest, stride, stride * shape[1], fx, fy, fz)
+                    if on_grid[g]:
+                        place = 2 * (lowest + centre)
+                        real, imaginary, weight = values[place], values[place + 1], weights[place]
+                    else:
+                        real, imaginary = read(values, 2 * lowest, stride, stride * shape[1], fx, fy, fz)
+                        weight, _ = read(weights, 2 * lowest, stride, stride * shape[1], fx, fy, fz)
                     out[iz, iy, ix, 0] += real
                     out[iz, iy, ix, 1] += sign * imaginary
                     out[iz, iy, ix, 2] += weight
@@ -83,7 +94,7 @@ def _envelope(box_px: int, group: bytes) -> np.ndarray:
     """
     operators = np.frombuffer(group).reshape(-1, 3, 3)
     padded = padded_px(box_px)
-    if len(operators) == 1:
+    if _on_grid(operators).all():
         along = envelope(np.arange(box_px) - box_px // 2, padded)
         return (along[:, None, None] * along[:, None] * along / envelope(np.zeros(1), padded) ** 3).astype(np.float32)
     reach = 0.75 * box_px
@@ -91,7 +102,8 @@ def _envelope(box_px: int, group: bytes) -> np.ndarray:
     along = envelope(table, padded) / envelope(np.zeros(1), padded)
     axis = np.linspace(-reach, reach, _ENVELOPE_POINTS)
     points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij")[::-1], axis=-1)
-    coarse = np.mean([np.prod(np.interp(np.abs(points @ g.T), table, along), axis=-1) ** 2 for g in operators], axis=0)
+    of_mate = [np.prod(np.interp(np.abs(points @ g.T), table, along), axis=-1) for g in operators]
+    coarse = np.mean([e if exact else e**2 for e, exact in zip(of_mate, _on_grid(operators), strict=True)], axis=0)
     place = (np.arange(box_px) - box_px // 2 + reach) * (_ENVELOPE_POINTS - 1) / (2 * reach)
     return ndimage.map_coordinates(coarse, np.meshgrid(place, place, place, indexing="ij")).astype(np.float32)
 
@@ -145,8 +157,10 @@ def maximise(
     At a map that such steps no longer change, the normal equations of the least-squares problem hold exactly, though
     the kernel's averages, which the division takes for values, are not quite that.
 
-    precision: (shell_max + 1,) 1 / tau^2 per shell. Frequencies past shell_max, and those that nothing touched, stay
-    those of the reference, and the corners outside the sphere that the box holds are zero. Returns (D, D, D) float32.
+    precision: (shell_max + 1,) 1 / tau^2 per shell. Frequencies past shell_max stay those of the reference, those that
+    nothing touched too unless there is a prior, which empties them; the corners outside the sphere that the box holds
+    are zero. Near its edge, where the envelope is small, errors are divided by it: references should be masked.
+    Returns (D, D, D) float32.
     """
     shell_max = len(precision) - 1
     if half_width(shell_max, box_px) + 1 + BEFORE != accumulator.shape[2]:

@@ -11,7 +11,8 @@ import numpy as np
 
 from dcryo.kernels import fft, modes, posterior, sampling, slices
 from dcryo.kernels.modes import Components
-from dcryo.kernels.shells import HalfPlane, half_plane, pack, shell_sums
+from dcryo.kernels.posterior import Weighed
+from dcryo.kernels.shells import HalfPlane, half_plane
 from dcryo.steps.search import Search
 
 # A particle's scale is taken to be 1 give or take 0.3, which counts as much as this much of <W, |S|^2>.
@@ -112,37 +113,23 @@ def global_grid(reference: np.ndarray, search: Search, operators: np.ndarray, bo
 
 def power(batch: Batch, groups: int) -> tuple[np.ndarray, np.ndarray]:
     """Sums over images of their mean power per shell, (groups, D // 2 + 1) float64, and their number, (groups,)."""
-    every, packed = _packed(batch)
-    of_image = _mean_power(every, packed)
+    n, shells = len(batch.images), batch.images.shape[-1] // 2 + 1
+    nothing = half_plane(0)
+    blank = np.zeros((n, 1), dtype=np.float32)
+    of_image = posterior.weigh(
+        _transforms(batch), batch.norm, blank, blank, np.zeros((n, 2)), nothing, half_plane(shells - 1)
+    ).power
     usable = np.isfinite(of_image).all(axis=1)
-    sums, counts = np.zeros((groups, of_image.shape[1])), np.zeros(groups)
+    sums, counts = np.zeros((groups, shells)), np.zeros(groups)
     np.add.at(sums, batch.group[usable], of_image[usable])
     np.add.at(counts, batch.group[usable], 1)
     return sums, counts
 
 
-def _packed(batch: Batch) -> tuple[HalfPlane, np.ndarray]:
-    every = half_plane(batch.images.shape[-1] // 2)
+def _transforms(batch: Batch) -> np.ndarray:
     # Images that could not be read are not a number, and stay that.
     with np.errstate(invalid="ignore"):
-        return every, pack(every, fft.rfft2(batch.images)) / batch.norm[:, None].astype(np.float32)
-
-
-def _mean_power(every: HalfPlane, packed: np.ndarray) -> np.ndarray:
-    return shell_sums(packed.real**2 + packed.imag**2, every.start) / every.counts
-
-
-class _Model(NamedTuple):
-    """Images as the likelihood sees them, on the packed axis up to the back-projected shell.
-
-    data: (n, P) complex64, Y = C X / v moved to the last origin; weight: (n, P) float32, W = C^2 / v;
-    power: (n, D // 2 + 1) mean power of the normalised image per shell; variance: (n, D // 2 + 1) float64, v per shell.
-    """
-
-    data: np.ndarray
-    weight: np.ndarray
-    power: np.ndarray
-    variance: np.ndarray
+        return fft.rfft2(batch.images)
 
 
 def fold(
@@ -160,7 +147,8 @@ def fold(
     Fourier pixel; pixels: the half plane up to the shell that is back-projected; grid: from `global_grid`.
     """
     box = batch.images.shape[-1]
-    model = _model(batch, noise_power, pixels)
+    variance = noise_power[batch.group] / 2
+    model = _model(batch, variance, pixels)
     components = _starts(batch, model, search, pixels, grid)
     for shell in search.shells:
         components = modes.climb(
@@ -175,21 +163,20 @@ def fold(
     fit = posterior.accumulate(
         sums.volume, reference, points, model.data, model.weight, pixels, box, not search.profile_scale
     )
-    return _learnt(sums, batch, model, components, probability, fit, usable, pixels, search.profile_scale)
+    # Of a reference of unknown grey scale nothing can be said to be explained.
+    explained = None if search.profile_scale else fit[usable]
+    return _learnt(sums, batch, model.power, variance, components, probability, usable, explained)
 
 
-def _model(batch: Batch, noise_power: np.ndarray, pixels: HalfPlane) -> _Model:
-    box = batch.images.shape[-1]
-    every, packed = _packed(batch)
-    count = len(pixels.kx)
-    variance = noise_power[batch.group] / 2
-    inverse = (1 / variance).astype(np.float32)[:, pixels.shell]
-    ctf = batch.ctf[:, :count] * batch.scale[:, None].astype(np.float32)
-    moved = posterior.shift_phases(pixels, batch.origin_px, box, count)
-    return _Model(packed[:, :count] * ctf * inverse * moved, ctf**2 * inverse, _mean_power(every, packed), variance)
+def _model(batch: Batch, variance: np.ndarray, pixels: HalfPlane) -> Weighed:
+    """Images as the likelihood sees them, moved to their last origin, up to the back-projected shell."""
+    inverse = (1 / variance[:, : pixels.shell_max + 1]).astype(np.float32)
+    ctf = batch.ctf[:, : len(pixels.kx)] * batch.scale[:, None].astype(np.float32)
+    every = half_plane(batch.images.shape[-1] // 2)
+    return posterior.weigh(_transforms(batch), batch.norm, ctf, inverse, batch.origin_px, pixels, every)
 
 
-def _starts(batch: Batch, model: _Model, search: Search, pixels: HalfPlane, grid: Grid | None) -> Components:
+def _starts(batch: Batch, model: Weighed, search: Search, pixels: HalfPlane, grid: Grid | None) -> Components:
     """Where the poses of each image start to climb: the last one, or the best rotations of the grid."""
     n = len(batch.images)
     if search.grid_order is None:
@@ -225,32 +212,31 @@ def _of_images(
 def _learnt(
     sums: Sums,
     batch: Batch,
-    model: _Model,
+    power: np.ndarray,
+    variance: np.ndarray,
     components: Components,
     probability: np.ndarray,
-    fit: np.ndarray,
     usable: np.ndarray,
-    pixels: HalfPlane,
-    profile_scale: bool,
+    fit: np.ndarray | None,
 ) -> Poses:
-    """The best pose of each image, its norm and scale, and its residual added to the noise sums."""
+    """The best pose of each image, its norm and scale, and its residual added to the noise sums.
+
+    power, variance: (n, D // 2 + 1); fit: from `posterior.accumulate`, of the usable images.
+    """
     n = len(usable)
     best = components.start[:-1][usable]
-    residual = model.power[usable].copy()
-    variance = model.variance[usable]
+    residual, variance = power[usable], variance[usable]
+    counts = half_plane(residual.shape[1] - 1).counts
     scale = np.ones(np.count_nonzero(usable))
-    # Of a reference of unknown grey scale nothing can be said to be explained.
-    if not profile_scale:
-        explained = 2 * fit[usable, 0] - fit[usable, 1]
-        shells = explained.shape[1]
-        residual[:, :shells] -= explained / pixels.counts[:shells] * variance[:, :shells]
+    if fit is not None:
+        shells = fit.shape[2]
+        residual[:, :shells] -= (2 * fit[:, 0] - fit[:, 1]) / counts[:shells] * variance[:, :shells]
         # The scale so far is in Y once and in W twice; the prior is about 1, not about it, or it would wear off.
         before = batch.scale[usable]
-        cross, square = fit[usable, 0].sum(axis=1) / before, fit[usable, 1].sum(axis=1) / before**2
+        cross, square = fit[:, 0].sum(axis=1) / before, fit[:, 1].sum(axis=1) / before**2
         scale = (cross + _SCALE_PRIOR) / (square + _SCALE_PRIOR)
     np.add.at(sums.residual, batch.group[usable], residual)
     np.add.at(sums.particles, batch.group[usable], 1)
-    counts = half_plane(residual.shape[1] - 1).counts
     norm = np.sqrt(np.sum(counts * residual / (2 * variance), axis=1) / counts.sum())
 
     def filled(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -277,13 +263,12 @@ def back_project(volume: np.ndarray, batch: Batch, pixels: HalfPlane, reference:
     volume: as `Sums.volume`; reference: from `slices.prepare`, whose slices are taken off the images beforehand, or
     None. Returns (n,) bool, False where the image or its CTF is not finite and was left out.
     """
-    box, count = batch.images.shape[-1], len(pixels.kx)
-    every, packed = _packed(batch)
-    ctf = batch.ctf[:, :count]
-    usable = np.isfinite(_mean_power(every, packed)).all(axis=1) & np.isfinite(ctf).all(axis=1)
-    moved = posterior.shift_phases(pixels, batch.origin_px, box, count)
-    values = packed[:, :count] * ctf * moved
+    box = batch.images.shape[-1]
+    one = np.ones((len(batch.images), pixels.shell_max + 1), dtype=np.float32)
+    ctf, every = batch.ctf[:, : len(pixels.kx)], half_plane(box // 2)
+    data, weight, of_image = posterior.weigh(_transforms(batch), batch.norm, ctf, one, batch.origin_px, pixels, every)
+    usable = np.isfinite(of_image).all(axis=1) & np.isfinite(ctf).all(axis=1)
     if reference is not None:
-        values -= ctf**2 * slices.extract(reference, batch.rotation, pixels, box)
-    slices.insert(volume, batch.rotation[usable], values[usable], (ctf**2)[usable], pixels, box)
+        data -= weight * slices.extract(reference, batch.rotation, pixels, box)
+    slices.insert(volume, batch.rotation[usable], data[usable], weight[usable], pixels, box)
     return usable

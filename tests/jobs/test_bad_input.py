@@ -393,11 +393,11 @@ def test_a_damaged_chunk_of_a_selection(damaged, dcryo, tmp_path: Path) -> None:
 
 def test_a_damaged_chunk_in_a_local_search(damaged, reference: Path, dcryo, monkeypatch) -> None:
     """Particles that the first iterations could not read have no pose to search about."""
-    monkeypatch.setattr(search, "_LOCAL_ORDER", 4)
+    monkeypatch.setattr(search, "_LOCAL_RESOLUTION", 0.4)
     store, rows = damaged
     assert refined(dcryo, store, reference, "--max-iterations", 3).status == 0
     record = Run.open(store.parent / "refined").record
-    assert "local" in [row["search"] for row in record["iterations"]]
+    assert record["iterations"][-1]["searched_everywhere"] < 1
     assert {row["row"] for row in record["quarantined"]} == rows | {3}
 
 

@@ -220,11 +220,11 @@ def test_the_record_tells_each_iteration_and_the_result(refined: Refined) -> Non
     assert [row["iteration"] for row in record["iterations"]] == list(range(1, refined.result.iterations + 1))
     for row in record["iterations"]:
         assert set(row) == {
-            "iteration", "resolution_A", "shell_max", "angular_step_deg", "shift_step_px", "search",
+            "iteration", "resolution_A", "shell_max", "angular_sd_deg", "searched_everywhere",
             "median_rotation_change_deg", "median_shift_change_px", "mean_max_probability", "mean_significant_poses",
             "seconds",
         }  # fmt: skip
-        assert row["search"] in ("global", "local") and None not in row.values()
+        assert 0 <= row["searched_everywhere"] <= 1 and None not in row.values()
     first, last = record["iterations"][0], record["iterations"][-1]
     assert first["resolution_A"] > last["resolution_A"]
     assert first["shell_max"] == round(BOX * PIXEL / START_A)

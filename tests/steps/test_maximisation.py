@@ -2,45 +2,61 @@ import naive
 import numpy as np
 import pytest
 
-from dcryo.kernels import fft, slices, solve
+from dcryo.kernels import fft, fsc, slices, solve
+from dcryo.kernels.gridding import padded_px
 from dcryo.kernels.masks import sphere
 from dcryo.kernels.symmetry import operators
 from dcryo.steps import maximisation
 from dcryo.steps.maximisation import HalfFsc
 
 BOX, SHELL = 16, 6
+IDENTITY = operators("C1")
+CORNERS = sphere(BOX, BOX, 3.0)  # they are blank in a map
 
 
 def noise(*shape, seed=0):
     return np.random.Generator(np.random.Philox(seed)).standard_normal(shape).astype(np.float32)
 
 
+def envelope():
+    along = slices.gridding_correction(BOX)
+    along /= along[BOX // 2]
+    return along[:, None, None] * along[:, None] * along
+
+
 def accumulator_of(volume, weight):
     """Sums of slices that touch each voxel with the same weight, and hold the volume."""
-    envelope = slices.gridding_correction(BOX)
-    spread = volume * envelope[:, None, None] * envelope[:, None] * envelope
-    transform = fft.padded_transform(spread, 2 * BOX, slices.half_width(SHELL))
-    return np.stack(
-        [weight * transform.real, weight * transform.imag, np.full(transform.shape, weight)], axis=-1
-    ).astype(np.float32)
+    held = np.zeros((*slices.volume_shape(SHELL, BOX), 3), dtype=np.float32)
+    width = slices.half_width(SHELL, BOX)
+    transform = fft.padded_transform(volume * envelope(), padded_px(BOX), width)
+    parts = weight * transform.real, weight * transform.imag, np.full(transform.shape, weight)
+    held[:, :, slices.BEFORE :] = np.stack(parts, axis=-1)
+    return held
 
 
 def filtered(volume, filter_of_shell):
     """The volume times a function of the shell, in its padded box."""
-    envelope = slices.gridding_correction(BOX)
-    envelope = envelope[:, None, None] * envelope[:, None] * envelope
-    radius = np.sqrt(sum(k**2 for k in np.meshgrid(*[np.fft.fftfreq(2 * BOX, 1 / (2 * BOX))] * 3)))
-    shells = np.floor(radius / 2 + 0.5).astype(int)
+    padded = padded_px(BOX)
+    radius = np.sqrt(sum(k**2 for k in np.meshgrid(*[np.fft.fftfreq(padded, 1 / padded)] * 3)))
+    shells = np.floor(radius * BOX / padded + 0.5).astype(int)
     gain = np.where(shells <= SHELL, np.append(filter_of_shell, 0)[np.minimum(shells, SHELL + 1)], 0)
-    transform = naive.full_transform(naive.embedded(volume * envelope, 2 * BOX)) * gain
-    cropped = np.fft.fftshift(np.fft.ifftn(transform).real)[(slice(BOX // 2, BOX // 2 + BOX),) * 3] / envelope
-    return cropped * sphere(BOX, BOX, 3.0)  # the corners are blank
+    transform = naive.full_transform(naive.embedded(volume * envelope(), padded)) * gain
+    first = padded // 2 - BOX // 2
+    return np.fft.fftshift(np.fft.ifftn(transform).real)[(slice(first, first + BOX),) * 3] / envelope() * CORNERS
+
+
+def stepped(reference, volume, filter_of_shell):
+    """What a step from a reference ends at: what it holds past the last shell, and the filtered map."""
+    return CORNERS * reference - filtered(reference, np.ones(SHELL + 1)) + filtered(volume, filter_of_shell)
 
 
 FIRST, SECOND = noise(BOX, BOX, BOX), noise(BOX, BOX, BOX, seed=1)
+REFERENCES = 0.7 * noise(BOX, BOX, BOX, seed=5), 0.7 * noise(BOX, BOX, BOX, seed=6)
 # What an FSC may look like, under the mask; without it another, which no prior may be taken from.
 CURVE = np.array([1, 0.99, 0.9, 0.7, 0.5, 0.2, -0.1, 0.4, 0.3])
 HALVES = HalfFsc(unmasked=np.full(9, 0.05), masked=CURVE)
+OF_HALF = np.clip(CURVE[: SHELL + 1], 1e-3, 0.999)
+OF_BOTH = np.clip(2 * np.clip(CURVE, 0, None) / (1 + np.clip(CURVE, 0, None)), 1e-3, 0.999)[: SHELL + 1]
 
 
 def close(found, expected, tolerance=2e-5):
@@ -49,29 +65,84 @@ def close(found, expected, tolerance=2e-5):
 
 @pytest.mark.parametrize("name", ["C1", "D2"])
 def test_assembled_slabs_are_the_whole(name):
-    whole = noise(*slices.volume_shape(SHELL), 3, seed=2)
+    whole = noise(*slices.volume_shape(SHELL, BOX), 3, seed=2)
     slabs = np.split(whole, [3, 4, 11])
     np.testing.assert_array_equal(maximisation.assemble(slabs, operators(name)), solve.complete(whole, operators(name)))
 
 
-def test_plain_map_is_not_filtered_and_on_the_scale_of_the_images():
-    for weight in (0.01, 700.0):
-        found = maximisation.plain_map(accumulator_of(FIRST, weight), SHELL, BOX)
-        # A thousandth of the mean weight is added, so that no voxel is divided by almost nothing.
-        close(found, filtered(FIRST, np.ones(SHELL + 1)), 1.5e-3)
+@pytest.mark.parametrize("weight", [0.01, 700.0])
+def test_plain_map_is_not_filtered_and_on_the_scale_of_the_images(weight):
+    # A thousandth of the mean weight is added, so that no voxel is divided by almost nothing.
+    found = maximisation.plain_map(accumulator_of(FIRST, weight), None, IDENTITY, SHELL, BOX)
+    close(found, filtered(FIRST, np.ones(SHELL + 1)), 1.5e-3)
+    innovations = accumulator_of(FIRST - REFERENCES[0], weight)
+    found = maximisation.plain_map(innovations, REFERENCES[0], IDENTITY, SHELL, BOX)
+    close(found, stepped(REFERENCES[0], FIRST, np.ones(SHELL + 1)), 1.5e-3)
 
 
 def test_regularised_map_is_filtered_by_the_masked_fsc():
-    """With even weights the Wiener filter of a prior from the FSC is the FSC."""
-    found = maximisation.regularised_map(accumulator_of(FIRST, 3.0), HALVES, SHELL, BOX)
-    close(found, filtered(FIRST, np.clip(CURVE[: SHELL + 1], 1e-3, 0.999)))
+    """With even weights the Wiener filter of a prior from the FSC is the FSC, from whatever reference."""
+    found = maximisation.regularised_map(accumulator_of(FIRST, 3.0), None, HALVES, IDENTITY, SHELL, BOX)
+    close(found, filtered(FIRST, OF_HALF))
+    innovations = accumulator_of(FIRST - REFERENCES[0], 3.0)
+    found = maximisation.regularised_map(innovations, REFERENCES[0], HALVES, IDENTITY, SHELL, BOX)
+    close(found, stepped(REFERENCES[0], FIRST, OF_HALF))
 
 
 def test_merged_map_is_filtered_by_the_fsc_of_all_particles():
     """The mean of the halves, weighted by their weights, times 2 FSC / (1 + FSC)."""
-    found = maximisation.merged_map(accumulator_of(FIRST, 3.0), accumulator_of(SECOND, 1.0), HALVES, SHELL, BOX)
-    half = np.clip(CURVE[: SHELL + 1], 0, None)
-    close(found, filtered((3 * FIRST + SECOND) / 4, np.clip(2 * half / (1 + half), 1e-3, 0.999)))
+    first, second = accumulator_of(FIRST, 3.0), accumulator_of(SECOND, 1.0)
+    found = maximisation.merged_map(first, second, None, HALVES, IDENTITY, SHELL, BOX)
+    close(found, filtered((3 * FIRST + SECOND) / 4, OF_BOTH))
+
+
+def test_merged_map_takes_each_half_from_its_own_reference():
+    """The halves step from other maps, and yet end at that of their images; past the last shell at their mean."""
+    first, second = accumulator_of(FIRST - REFERENCES[0], 3.0), accumulator_of(SECOND - REFERENCES[1], 1.0)
+    kept = first.copy(), second.copy(), *(reference.copy() for reference in REFERENCES)
+    found = maximisation.merged_map(first, second, REFERENCES, HALVES, IDENTITY, SHELL, BOX)
+    close(found, stepped((REFERENCES[0] + REFERENCES[1]) / 2, (3 * FIRST + SECOND) / 4, OF_BOTH))
+    for given, before in zip((first, second, *REFERENCES), kept, strict=True):
+        np.testing.assert_array_equal(given, before)
+
+
+@pytest.mark.parametrize("name", ["C1", "D3"])
+def test_maps_are_those_of_the_group(name):
+    """Each function hands the operators on: their envelopes differ."""
+    group, accumulator = operators(name), accumulator_of(FIRST, 3.0)
+    weights = solve.mean_weights(accumulator, SHELL, BOX)
+
+    def expected(precision, reference=None, of=accumulator):
+        return solve.maximise(of, reference, precision, group, BOX)
+
+    found = maximisation.plain_map(accumulator, REFERENCES[0], group, SHELL, BOX)
+    np.testing.assert_array_equal(found, expected(solve.weight_floor(weights), REFERENCES[0]))
+    found = maximisation.regularised_map(accumulator, REFERENCES[0], HALVES, group, SHELL, BOX)
+    precision = solve.prior_precision(CURVE[: SHELL + 1], weights)
+    np.testing.assert_array_equal(found, expected(precision, REFERENCES[0]))
+    found = maximisation.merged_map(accumulator, accumulator, (SECOND, SECOND), HALVES, group, SHELL, BOX)
+    np.testing.assert_array_equal(found, expected(solve.prior_precision(OF_BOTH, 2 * weights), SECOND, 2 * accumulator))
+
+
+def test_first_map_is_masked_and_filtered_by_what_the_mask_tells_of_noise():
+    mask = sphere(BOX, 6, 3)
+    volume = 0.3 * FIRST + 2 * SECOND * mask
+    found = maximisation.first_map(accumulator_of(volume, 5.0), mask, IDENTITY, SHELL)
+    plain = filtered(volume, np.ones(SHELL + 1))
+    outside = (1 - mask) * sphere(BOX, BOX, 0)
+    noise_power = naive.shell_power(plain * outside) / np.sum(outside**2)
+    share = np.clip(1 - noise_power / (naive.shell_power(plain * mask) / np.sum(mask**2)), 1e-3, 0.999)
+    assert share[: SHELL + 1].max() - share[: SHELL + 1].min() > 0.01
+    close(found, mask * filtered(volume, share[: SHELL + 1]), 2e-3)
+    assert np.all(found[mask == 0] == 0)
+
+
+def test_first_map_of_noise_is_all_but_empty():
+    mask = sphere(BOX, 8, 3)
+    found = maximisation.first_map(accumulator_of(FIRST, 5.0), mask, IDENTITY, SHELL)
+    plain = maximisation.plain_map(accumulator_of(FIRST, 5.0), None, IDENTITY, SHELL, BOX)
+    assert fsc.signal_share(plain, mask)[: SHELL + 1].min() == 0
+    assert np.linalg.norm(found) < 0.4 * np.linalg.norm(mask * plain)
 
 
 def test_half_fsc_is_taken_without_and_under_the_mask():
