@@ -210,7 +210,7 @@ def angular_sd_rad(components: Components) -> np.ndarray:
     return np.sqrt(np.trace(covariance, axis1=1, axis2=2) / 3)
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 def _gather(volume, shape, turn, kx, ky, first, last, out):  # type: ignore[no-untyped-def]
     """Slice S, its derivative z along the image's z axis, and e that of a turn about it, of a block of pixels.
 
@@ -234,7 +234,7 @@ def _gather(volume, shape, turn, kx, ky, first, last, out):  # type: ignore[no-u
         out[5, b] = ex * xi + ey * yi + ez * zi
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 def _evaluate(volume, shape, rotation, shift, image, weights, kx, ky, count, shell_max, box, block, phases, out):  # type: ignore[no-untyped-def]
     """Sums over `count` pixels: Re <Y, S>, <W, |S|^2>, their gradients and the Gauss-Newton Hessian of half the latter.
 
@@ -327,7 +327,7 @@ def _evaluate(volume, shape, rotation, shift, image, weights, kx, ky, count, she
         out[24] += c * c * hyy
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _quadratic(sums, profile, gradient, hessian):  # type: ignore[no-untyped-def]
     """Score, gradient and Hessian (of minus the score) from the sums; over the grey scale's best value if profiled."""
     a = 1.0
@@ -345,7 +345,7 @@ def _quadratic(sums, profile, gradient, hessian):  # type: ignore[no-untyped-def
     return a * sums[_CROSS] - 0.5 * a * a * sums[_NORM]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _factor(matrix, lower):  # type: ignore[no-untyped-def]
     """Cholesky factor of a positive 5 x 5 matrix; returns the log of its determinant."""
     log_det = 0.0
@@ -363,7 +363,7 @@ def _factor(matrix, lower):  # type: ignore[no-untyped-def]
     return log_det
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _substitute(lower, right, out):  # type: ignore[no-untyped-def]
     """Solve L L^T out = right."""
     for i in range(PARAMETERS):
@@ -378,7 +378,7 @@ def _substitute(lower, right, out):  # type: ignore[no-untyped-def]
         out[i] = rest / lower[i, i]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _turned(rotation, vector, out):  # type: ignore[no-untyped-def]
     """out = exp([vector]x) rotation (Rodrigues)."""
     x, y, z = vector[0], vector[1], vector[2]
@@ -397,7 +397,7 @@ def _turned(rotation, vector, out):  # type: ignore[no-untyped-def]
         out[2, j] = cosine * d + s * (x * b - y * a) + c * along * z
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _turn_between(first, second, out):  # type: ignore[no-untyped-def]
     """Rotation vector that takes `second` to `first`: log(first second^T)."""
     trace = 0.0
@@ -417,7 +417,7 @@ def _turn_between(first, second, out):  # type: ignore[no-untyped-def]
         out[i] *= factor
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _climb_all(  # type: ignore[no-untyped-def]
     start, rotations, shifts, centres, scores, log_weights, hessians, volume, shape, padding, images, weights, kx, ky,
     count, shell_max, box, window_turn, window_shift, hold, profile,
@@ -504,7 +504,7 @@ def _climb_all(  # type: ignore[no-untyped-def]
             log_weights[n] = best + log_prior - 0.5 * _factor(hessian, lower)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _settle(start, rotations, shifts, log_weights, hessians, temperature, fraction, maximum):  # type: ignore[no-untyped-def]
     """Rows kept, where each image's start, their probabilities and their log-weights with those of their doubles."""
     rows, starts = np.empty(len(log_weights), dtype=np.int64), np.zeros(len(start), dtype=np.int64)

@@ -66,7 +66,7 @@ def weigh(
     return out
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _weigh(transforms, norm, ctf, inverse, origin, kx, ky, start, shell_max, data, weight, power):  # type: ignore[no-untyped-def]
     box = transforms.shape[1]
     reach = len(start) - 2
@@ -100,7 +100,7 @@ def shift_phases(pixels: HalfPlane, shifts_px: np.ndarray, box_px: int, count: i
     return out
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _shift_phases(kx, ky, shifts, box, shell_max, out):  # type: ignore[no-untyped-def]
     along_x = np.empty(shell_max + 1, dtype=np.complex64)
     along_y = np.empty(2 * shell_max + 1, dtype=np.complex64)
@@ -135,7 +135,7 @@ def grid_scores(
     return best, shift
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _best_shifts(real, imaginary, norms, shifts, profile, best, shift):  # type: ignore[no-untyped-def]
     images, rotations = norms.shape
     for i in range(images):
@@ -163,8 +163,10 @@ def select(log_weights: np.ndarray, fraction: float, maximum: int) -> tuple[np.n
     """The fewest poses that together hold a fraction of the posterior, best first, at most `maximum`.
 
     log_weights: (n,). Returns indices (m,) int64 and their probabilities (m,) float64, which sum to one. Ties are taken
-    in the order of their index, so the choice depends on nothing but the weights.
+    in the order of their index, so the choice depends on nothing but the weights. None where they are not finite.
     """
+    if not np.isfinite(log_weights.max()):
+        return np.zeros(0, dtype=np.int64), np.zeros(0)
     near = np.flatnonzero(log_weights > log_weights.max() - _NEGLIGIBLE)
     near = near[np.argsort(-log_weights[near], kind="stable")]
     mass = np.exp((log_weights[near] - log_weights[near[0]]).astype(np.float64))
@@ -199,7 +201,7 @@ def accumulate(
     return fit
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _accumulate(  # type: ignore[no-untyped-def]
     sums, sums_shape, volume, shape, start, turns, shifts, spreads, probabilities, images, weights, kx, ky, shells,
     box, innovation, fit,
@@ -212,7 +214,7 @@ def _accumulate(  # type: ignore[no-untyped-def]
             )  # fmt: skip
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 def _accumulate_one(  # type: ignore[no-untyped-def]
     sums, sums_shape, volume, shape, turn, shift, spread, probability, image, weights, kx, ky, shells, box, innovation,
     fit,

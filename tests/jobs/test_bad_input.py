@@ -4,6 +4,7 @@ Exit status 0: done; 1: a run that failed; 2: bad input. Whatever the status, no
 """
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -394,6 +395,7 @@ def test_a_damaged_chunk_of_a_selection(damaged, dcryo, tmp_path: Path) -> None:
 def test_a_damaged_chunk_in_a_local_search(damaged, reference: Path, dcryo, monkeypatch) -> None:
     """Particles that the first iterations could not read have no pose to search about."""
     monkeypatch.setattr(search, "_LOCAL_RESOLUTION", 0.4)
+    monkeypatch.setattr(sys.modules["dcryo.jobs.refine"], "_TRUSTED", 0.4)
     store, rows = damaged
     assert refined(dcryo, store, reference, "--max-iterations", 3).status == 0
     record = Run.open(store.parent / "refined").record

@@ -4,11 +4,10 @@ import pytest
 from scipy.spatial.transform import Rotation
 from scipy.stats import kstest
 
-from dcryo.euler import matrix_from_euler, matrix_from_rotvec, quaternion_from_matrix
+from dcryo.euler import matrix_from_rotvec
 from dcryo.kernels.rotations import (
     angle_between_deg,
     angular_distance_deg,
-    mean_rotation,
     perturbation,
     random_rotations,
     rotations_from_uniform,
@@ -99,35 +98,3 @@ def test_perturbation_fills_its_ball(generator):
     mean_axis = np.mean(draws[:, [2, 0, 1], [1, 2, 0]] - draws[:, [1, 2, 0], [2, 0, 1]], axis=0)
     assert np.abs(mean_axis).max() < 0.005
     assert np.array_equal(perturbation(0.0, generator), np.eye(3))
-
-
-def test_mean_agrees_with_the_twin(generator):
-    rotations = random_rotations(8, generator)
-    weights = generator.random(8)
-    quaternion = naive.mean_rotation(quaternion_from_matrix(rotations), weights)
-    expected = Rotation.from_quat(quaternion, scalar_first=True).as_matrix()
-    np.testing.assert_allclose(mean_rotation(rotations, weights), expected, atol=1e-12)
-
-
-def test_mean_of_turns_about_an_axis_is_the_mean_angle():
-    turns = matrix_from_euler(0, 0, np.array([10.0, 20.0, 60.0]))
-    weights = np.array([1.0, 1.0, 0.0])
-    np.testing.assert_allclose(mean_rotation(turns, weights), matrix_from_euler(0, 0, 15.0), atol=1e-14)
-    np.testing.assert_allclose(mean_rotation(turns[:2]), matrix_from_euler(0, 0, 15.0), atol=1e-14)
-
-
-def test_mean_moves_with_its_rotations_and_takes_batches(generator):
-    rotations = random_rotations(24, generator).reshape(4, 6, 3, 3)
-    weights = generator.random((4, 6))
-    left, right = random_rotations(2, generator)
-    mean = mean_rotation(rotations, weights)
-    np.testing.assert_allclose(np.linalg.det(mean), 1)
-    moved = mean_rotation(left @ rotations @ right, weights)
-    np.testing.assert_allclose(moved, left @ mean @ right, atol=1e-10)
-
-
-def test_mean_without_weight_is_refused():
-    with pytest.raises(ValueError, match="weights"):
-        mean_rotation(np.eye(3)[None], [0.0])
-    with pytest.raises(ValueError, match="weights"):
-        mean_rotation(np.stack([np.eye(3)] * 2), [2.0, -1.0])

@@ -3,29 +3,25 @@ from itertools import pairwise
 import naive
 import numpy as np
 import pytest
-from scipy.optimize import minimize_scalar
 
 from dcryo.euler import matrix_from_rotvec
-from dcryo.kernels import fft, sampling, slices, solve
+from dcryo.kernels import fft, modes, posterior, sampling, slices, solve
 from dcryo.kernels.ctf import ctf
 from dcryo.kernels.fsc import shell_correlation
-from dcryo.kernels.rotations import (
-    angle_between_deg,
-    angular_distance_deg,
-    mean_rotation,
-    perturbation,
-    random_rotations,
-)
+from dcryo.kernels.gridding import envelope, padded_px
+from dcryo.kernels.modes import Window
+from dcryo.kernels.rotations import angle_between_deg, angular_distance_deg, perturbation, random_rotations
 from dcryo.kernels.shells import half_plane, pack, unpack
 from dcryo.kernels.symmetry import operators
 from dcryo.steps import expectation
 from dcryo.steps.expectation import Batch, Poses
-from dcryo.steps.search import Level, Search, plan_search
+from dcryo.steps.search import Search, plan_search
 
 BOX, PIXEL, DIAMETER = 32, 3.0, 66.0
 SIGMA = 1.5
 PIXELS = half_plane(15)  # whole shells inside Nyquist
 NOBODY = operators("C1")
+NO_HOLD = np.zeros(6)
 
 
 def generator(seed):
@@ -80,7 +76,7 @@ class Particles:
         noise_power = self.noise_power if noise_power is None else noise_power
         reference = self.reference if reference is None else reference
         sums = expectation.empty_sums(PIXELS.shell_max, len(noise_power), BOX)
-        grid = expectation.global_grid(reference, search, group) if search.radius_deg is None else None
+        grid = expectation.global_grid(reference, search, group, BOX)
         found = [
             expectation.fold(sums, take(batch, slice(a, b)), reference, noise_power, search, PIXELS, grid)
             for a, b in pairwise(cuts or [0, len(batch.images)])
@@ -93,14 +89,13 @@ def take(batch, rows):
 
 
 def everywhere(shell=12, **options):
-    return plan_search(shell, BOX, PIXEL, DIAMETER, 6.0, False, TURN, **options)
+    return plan_search(shell, BOX, PIXEL, DIAMETER, 6.0, 0, np.zeros(BOX // 2 + 1), TURN, **options)
 
 
-def nearby(order=6):
-    """A search of a few degrees and part of a pixel about the last poses, in two levels."""
-    steps = [np.deg2rad(sampling.step_deg(o)) * DIAMETER / 8 / PIXEL for o in (order - 1, order)]
-    levels = Level(order - 1, 12, steps[0], 0.0), Level(order, 12, steps[1], steps[0] / 4)
-    return Search(levels, shift_range_px=0.8, radius_deg=5.0, perturbation=TURN)
+def nearby(turn_deg=5.0, shells=(12,), hold=NO_HOLD, **options):
+    """A search from the last poses alone."""
+    window = Window(np.deg2rad(turn_deg), 0.8, hold)
+    return Search(None, shells, 0.0, 0.0, window, TURN, **options)
 
 
 @pytest.fixture(scope="module")
@@ -127,131 +122,163 @@ def equal(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-class Exhaustive:
-    """The posterior of one image over every pose of a two-level search that drops none, by its definition."""
+class Integral:
+    """The posterior of one image over poses around one, by its definition, on a grid that is fine against its width.
 
-    def __init__(self, particles, batch, row, search, pixels, noise_power):
-        box, finest = BOX, search.finest
-        pixel, psi = (a.ravel() for a in np.indices((12 * 4**finest.order, 6 * 2**finest.order)))
-        self.rotations = sampling.rotation_matrices(finest.order, pixel, psi, TURN)
-        coarse = sampling.shift_grid(search.shift_range_px, search.levels[0].shift_step_px)
-        corners = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
-        lattice = (2 * coarse[:, None] + corners).reshape(-1, 2)
-        self.shifts = lattice * finest.shift_step_px - finest.shift_offset_px
-        self.pieces = slices.extract(particles.reference, self.rotations, pixels).astype(complex)
-        packed = pack(pixels, fft.rfft2(batch.images[row])) / batch.norm[row]
-        self.moved = [naive.moved(packed, pixels, batch.origin_px[row] + shift, box) for shift in self.shifts]
-        self.transfer = batch.ctf[row, : len(pixels.kx)] * batch.scale[row]
+    Poses are `steps` steps of `step` standard deviations to either side along the axes of a Gaussian, of which only the
+    widths matter: `width`, (5, 5), a root of its covariance.
+    """
+
+    def __init__(self, particles, batch, row, search, pixels, noise_power, centre, width, steps=3, step=1.1):
+        line = step * np.arange(-steps, steps + 1)
+        places = np.stack(np.meshgrid(*[line] * 5, indexing="ij"), axis=-1).reshape(-1, 5)
+        # The corners of the cube of widths hold next to nothing.
+        places = places[np.sum(places**2, axis=1) <= (step * steps + 0.5) ** 2] @ width.T
+        self.away = places
+        self.rotations = matrix_from_rotvec(places[:, :3]) @ centre[0]
+        self.shifts = centre[1] + places[:, 3:] - batch.origin_px[row]
+        count, n = len(pixels.kx), pixels.within(search.shells[-1])
+        self.packed = pack(pixels, fft.rfft2(batch.images[row])) / batch.norm[row]
+        self.transfer = batch.ctf[row, :count] * batch.scale[row]
         self.variance = noise_power[batch.group[row]][pixels.shell] / 2
-        n = pixels.within(finest.shell)
-        self.scores = np.array(
-            [
-                [
-                    naive.log_likelihood(image[:n], self.transfer[:n], piece[:n], self.variance[:n])
-                    - naive.log_likelihood(image[:n], self.transfer[:n], 0 * piece[:n], self.variance[:n])
-                    for image in self.moved
-                ]
-                for piece in self.pieces
-            ]
-        )
-        self.posterior = np.exp(self.scores - self.scores.max())
+        self.pixels, self.count = pixels, count
+        self.pieces = slices.extract(particles.reference, self.rotations, pixels, BOX)
+        self.moved = self.packed * posterior.shift_phases(pixels, batch.origin_px[row] + self.shifts, BOX, count)
+        difference = np.abs(self.moved - self.transfer * self.pieces) ** 2 - np.abs(self.moved) ** 2
+        self.scores = -difference[:, :n] @ (1 / (2 * self.variance[:n]))
+        turns = [naive.rotation_vector(rotation, batch.rotation[row]) for rotation in self.rotations]
+        log_window = -np.sum(np.square(turns), axis=1) / (2 * search.window.turn_rad**2)
+        log_window -= np.sum(self.shifts**2, axis=1) / (2 * search.window.shift_px**2)
+        self.posterior = np.exp(self.scores + log_window - (self.scores + log_window).max())
         self.posterior /= self.posterior.sum()
 
-    def add_to(self, volume, pixels):
-        """Back-projection of every shifted image at every rotation with its weight."""
-        images = self.posterior @ (np.array(self.moved) * self.transfer / self.variance)
-        weights = self.posterior.sum(axis=1)[:, None] * (self.transfer**2 / self.variance)
-        slices.insert(volume, self.rotations, images.astype(np.complex64), weights.astype(np.float32), pixels)
+    def add_innovations_to(self, volume):
+        """What is left of the image at every pose, with its weight."""
+        share = self.posterior[:, None]
+        weight = share * (self.transfer**2 / self.variance)
+        left = share * (self.transfer / self.variance) * (self.moved - self.transfer * self.pieces)
+        slices.insert(volume, self.rotations, left.astype(np.complex64), weight.astype(np.float32), self.pixels, BOX)
 
-    def residual(self, scale=1.0):
-        """Posterior mean of |X - a C S|^2 of each pixel, a times as much as the scale so far."""
-        of_rotation, moved = self.posterior.sum(axis=1), np.array(self.moved)
-        predicted = scale * self.transfer * self.pieces
-        power = np.abs(moved[0]) ** 2 + of_rotation @ np.abs(predicted) ** 2
-        return power - 2 * np.sum((np.conj(self.posterior @ moved) * predicted).real, axis=0)
+    def residual(self):
+        """Posterior mean of |X - C S|^2 of each pixel."""
+        return self.posterior @ np.abs(self.moved - self.transfer * self.pieces) ** 2
 
     def scale(self, before):
-        """The most probable scale, known beforehand to be 1 give or take 0.3."""
-        loss = minimize_scalar(
-            lambda a: np.sum(self.residual(a / before) / (2 * self.variance)) + (a - 1) ** 2 / (2 * 0.3**2),
-            bounds=(-5, 5), method="bounded", options={"xatol": 1e-6},
-        )  # fmt: skip
-        return loss.x
+        """The most probable scale, known beforehand to be 1 give or take 0.3: where the derivative vanishes."""
+        predicted = self.transfer / before * self.pieces
+        cross = self.posterior @ (np.conj(self.moved) * predicted).real @ (1 / self.variance)
+        square = self.posterior @ np.abs(predicted) ** 2 @ (1 / self.variance)
+        return (cross + 1 / 0.3**2) / (square + 1 / 0.3**2)
 
 
-def test_fold_is_the_posterior_over_all_poses():
-    """Two optics groups, norms, scales and origins of their own; a noise at which every pose keeps some weight."""
-    particles = Particles(3, noise=16.0, seed=5)
-    pixels = half_plane(6)
-    search = Search(
-        (Level(0, 4, 1.2, 0.0), Level(1, 5, 0.6, 0.3)), shift_range_px=1.2, radius_deg=None, perturbation=TURN,
-        fraction=1.0, maximum=10**6,
-    )  # fmt: skip
+# Axes along which the rim is blurred by less than a quarter of a pixel are not split: of these three particles five to
+# seven of nine, and that makes most of the difference.
+@pytest.mark.parametrize(("narrow_px", "tolerance"), [(None, 0.06), (0.1, 0.02)], ids=["as it is", "all axes split"])
+def test_fold_is_the_posterior_over_poses(monkeypatch, narrow_px, tolerance):
+    """Against sums over thousands of poses, which are all within the one mode that these particles have.
+
+    Two optics groups, norms, scales and origins of their own. Laplace's approximation is as good as images are clear.
+    """
+    if narrow_px is not None:
+        monkeypatch.setattr(modes, "_NARROW_PX", narrow_px)
+    particles = Particles(3, noise=0.5, seed=5, amplitude=(1.0, 1.0))
+    pixels, search = half_plane(10), nearby(5.0, (10,))
     noise_power = particles.noise_power * np.array([[1.0], [1.7]]) * np.linspace(2, 1, BOX // 2 + 1)
-    batch = particles.batch._replace(
-        group=np.array([1, 0, 1]), norm=np.array([1.3, 0.8, 1.0]), scale=np.array([0.9, 1.2, 1.0]),
-        origin_px=generator(6).uniform(-2, 2, (3, 2)),
-    )  # fmt: skip
-    sums = expectation.empty_sums(6, 2, BOX)
-    grid = expectation.global_grid(particles.reference, search, NOBODY)
-    poses = expectation.fold(sums, batch, particles.reference, noise_power, search, pixels, grid)
+    batch = particles.near_the_truth()._replace(
+        group=np.array([1, 0, 1]), norm=np.array([1.3, 0.8, 1.0]), scale=np.array([0.9, 1.2, 1.0])
+    )
+    batch = batch._replace(images=batch.images * batch.norm[:, None, None].astype(np.float32))
+    sums = expectation.empty_sums(10, 2, BOX)
+    poses = expectation.fold(sums, batch, particles.reference, noise_power, search, pixels, None)
     volume, residual = np.zeros_like(sums.volume), np.zeros((2, BOX // 2 + 1))
     every = half_plane(BOX // 2)
+    np.testing.assert_array_equal(poses.significant, 1)
+    np.testing.assert_array_equal(poses.max_probability, 1)
     for row in range(3):
-        naively = Exhaustive(particles, batch, row, search, pixels, noise_power)
-        assert naively.posterior.min() > 1e-12 and naively.posterior.max() > 5 * naively.posterior.mean()
-        naively.add_to(volume, pixels)
+        width = np.diag(np.deg2rad(poses.angle_sd_deg[row]) * np.array([1, 1, 1, 0, 0])) + np.diag([0, 0, 0, 0.1, 0.1])
+        centre = poses.rotation[row], poses.origin_px[row]
+        # Twice, so that the second grid is that of the posterior's own widths.
+        for _ in range(2):
+            naively = Integral(particles, batch, row, search, pixels, noise_power, centre, width)
+            mean = naively.posterior @ naively.away
+            covariance = (naively.away - mean).T @ ((naively.away - mean) * naively.posterior[:, None])
+            width = np.linalg.cholesky(covariance)
+        assert naively.posterior.max() < 0.1
+        naively.add_innovations_to(volume)
         packed = pack(every, fft.rfft2(batch.images[row])) / batch.norm[row]
         of_pixel = np.abs(packed) ** 2
         of_pixel[: len(pixels.kx)] = naively.residual()
         residual[batch.group[row]] += [of_pixel[every.shell == shell].mean() for shell in range(BOX // 2 + 1)]
-
-        assert poses.log_likelihood[row] == pytest.approx(naively.scores.max(), abs=1e-3)
-        assert poses.max_probability[row] == pytest.approx(naively.posterior.max(), rel=1e-3)
-        assert poses.significant[row] == pytest.approx(naively.posterior.size, abs=31)
+        sd = np.sqrt(np.diag(covariance))
+        assert np.abs(mean / sd).max() < 0.15
+        assert poses.angle_sd_deg[row] == pytest.approx(np.rad2deg(np.sqrt(np.mean(sd[:3] ** 2))), rel=0.15)
+        assert poses.log_likelihood[row] == pytest.approx(naively.scores.max(), abs=0.1)
         in_noise_units = np.mean(of_pixel / noise_power[batch.group[row]][every.shell])
-        assert poses.norm[row] == pytest.approx(batch.norm[row] * np.sqrt(in_noise_units), rel=1e-4)
-        assert poses.scale[row] == pytest.approx(naively.scale(batch.scale[row]), abs=1e-3)
-        best = np.argmax(naively.posterior.max(axis=1))
-        close = angle_between_deg(naively.rotations, naively.rotations[best]) <= 2 * sampling.step_deg(1)
-        weights = naively.posterior * close[:, None]
-        np.testing.assert_allclose(
-            poses.rotation[row], mean_rotation(naively.rotations, weights.sum(axis=1)), atol=1e-3
-        )
-        shift = weights.sum(axis=0) @ naively.shifts / weights.sum()
-        np.testing.assert_allclose(poses.origin_px[row], batch.origin_px[row] + shift, atol=1e-3)
-    np.testing.assert_allclose(sums.volume, volume, atol=1e-4 * np.abs(volume).max())
-    np.testing.assert_allclose(sums.residual, residual, rtol=1e-4)
+        assert poses.norm[row] == pytest.approx(batch.norm[row] * np.sqrt(in_noise_units), rel=tolerance / 15)
+        assert poses.scale[row] == pytest.approx(naively.scale(batch.scale[row]), abs=2e-3)
+    far = np.linalg.norm((sums.volume - volume).reshape(-1, 3), axis=0)
+    assert (far < tolerance * np.linalg.norm(volume.reshape(-1, 3), axis=0)).all()
+    np.testing.assert_allclose(sums.residual, residual, rtol=tolerance)
     assert sums.particles.tolist() == [1, 2] and poses.usable.all()
 
 
 def test_poses_are_found(clear, found):
+    """Of a step of the grid of 15 degrees and more; the sign of shifts too: origins are up to two pixels either way."""
     _, poses = found
-    step = sampling.step_deg(everywhere().finest.order)
+    assert everywhere().grid_order == 2 and len(everywhere().shells) > 1
     error = angle_between_deg(poses.rotation, clear.rotation)
-    assert np.median(error) < step and np.quantile(error, 0.9) < 2 * step and error.max() < 4 * step
-    # The sign too: origins are up to two pixels either way.
-    assert np.abs(poses.origin_px - clear.origin).max() < everywhere().levels[0].shift_step_px
+    assert np.median(error) < 3 and np.quantile(error, 0.9) < 5 and error.max() < 15
+    assert np.quantile(np.abs(poses.origin_px - clear.origin), 0.9) < 0.3
     assert np.abs(clear.origin).max() > 1.9
     assert poses.usable.all() and (poses.log_likelihood > 50).all()
 
 
-def test_poses_nearby_are_found_within_a_step_or_so():
+def test_poses_nearby_are_found():
     particles = Particles(48, noise=0.5)
     _, poses = particles.fold(nearby(), particles.near_the_truth())
     error = angle_between_deg(poses.rotation, particles.rotation)
-    assert np.median(error) < sampling.step_deg(6) and error.max() < 2.5 * sampling.step_deg(6)
     before = angle_between_deg(particles.near_the_truth().rotation, particles.rotation)
-    assert np.median(before) > 2.5 * np.median(error)
+    # The posterior tells its error; its deviation is that along one axis.
+    expected = np.sqrt(np.mean(poses.angle_sd_deg**2) * 3)
+    assert np.sqrt(np.mean(error**2)) == pytest.approx(expected, rel=0.25)
+    assert np.median(before) > 3 * np.median(error)
     assert np.abs(poses.origin_px - particles.origin).max() < 0.2
 
 
-def test_the_sums_make_the_map():
-    particles = Particles(200, noise=0.5)
-    sums, _ = particles.fold(nearby(5), particles.near_the_truth())
-    volume = solve.divide(solve.complete(sums.volume, NOBODY), np.full(16, 1e-3), BOX)
+def test_levels_take_poses_further_than_the_last_alone_would():
+    """From 20 degrees off they are found either way; from 30, fine detail leads astray what coarse brings near."""
+    particles = Particles(96, noise=0.5)
+    found = {}
+    for degrees in (20, 30):
+        turn = matrix_from_rotvec(np.deg2rad(degrees) * random_rotations(96, generator(2))[:, 0])
+        batch = particles.near_the_truth()._replace(rotation=turn @ particles.rotation)
+        for shells in ((3, 6, 12), (12,)):
+            _, poses = particles.fold(nearby(30.0, shells), batch)
+            found[degrees, shells] = np.mean(angle_between_deg(poses.rotation, particles.rotation) < 4)
+    assert found[20, (3, 6, 12)] == found[20, (12,)] == 1
+    assert found[30, (3, 6, 12)] > max(0.93, found[30, (12,)])
+
+
+@pytest.mark.parametrize("profile_scale", [False, True], ids=["innovations", "images"])
+def test_the_sums_make_the_map(profile_scale):
+    """From innovations it is the reference's next step, from images it is theirs alone."""
+    particles = Particles(200, noise=0.5, amplitude=(1.0, 1.0))
+    sums, _ = particles.fold(nearby(shells=(12,), profile_scale=profile_scale), particles.near_the_truth())
+    reference = None if profile_scale else particles.volume
+    volume = solve.maximise(solve.complete(sums.volume, NOBODY), reference, np.full(16, 1e-3), NOBODY, BOX)
     assert shell_correlation(volume, particles.volume)[:8].min() > 0.93
     assert shell_correlation(volume[::-1], particles.volume)[3:8].mean() < 0.6
+
+
+def test_innovations_of_a_reference_that_is_right_are_noise():
+    """And sum to less than images do; their sums do not correlate with the map."""
+    particles = Particles(64, noise=0.5, amplitude=(1.0, 1.0))
+    batch = particles.batch._replace(rotation=particles.rotation, origin_px=particles.origin)
+    left, images = (particles.fold(nearby(profile_scale=p), batch)[0].volume for p in (False, True))
+    assert np.linalg.norm(left[..., :2]) < 0.3 * np.linalg.norm(images[..., :2])
+    along = np.sum(left[..., :2] * images[..., :2]) / np.sum(images[..., :2] ** 2)
+    assert abs(along) < 0.03
+    assert left[..., 2].sum() == pytest.approx(images[..., 2].sum(), rel=0.01)
 
 
 def test_weights_of_poses_sum_to_one(noisy):
@@ -259,9 +286,10 @@ def test_weights_of_poses_sum_to_one(noisy):
     particles, sums, poses = noisy
     batch = particles.near_the_truth()
     weights = (batch.ctf[:, : len(PIXELS.kx)] * batch.scale[:, None]) ** 2 / (particles.noise_power[0, 0] / 2)
-    assert sums.volume[..., 2].sum(dtype=float) == pytest.approx(weights.sum(dtype=float), rel=1e-4)
-    assert poses.significant.min() > 5 and poses.max_probability.max() < 0.9
-    assert (poses.max_probability * poses.significant >= 1).all()
+    # A value is spread over taps whose sum is, in the mean, the integral of the kernel.
+    of_kernel = envelope(0.0, padded_px(BOX)) ** 3
+    assert sums.volume[..., 2].sum(dtype=float) / of_kernel == pytest.approx(weights.sum(dtype=float), rel=1e-3)
+    assert (poses.max_probability * poses.significant >= 1 - 1e-12).all()
 
 
 def test_residual_is_the_noise_that_was_put_in(noisy):
@@ -285,7 +313,7 @@ def test_norm_is_that_of_the_noise_of_each_image(noisy):
     # Noise without its signal, which would grow too.
     images = particles.noise_sigma * gain[:, None, None] * rng.standard_normal(particles.batch.images.shape)
     batch = particles.near_the_truth()._replace(images=images.astype(np.float32), scale=np.full(len(gain), 1e-6))
-    _, poses = particles.fold(nearby(5), batch)
+    _, poses = particles.fold(nearby(), batch)
     np.testing.assert_allclose(poses.norm / gain, 1, atol=0.12)
 
 
@@ -316,14 +344,14 @@ def test_scale_of_a_particle_that_shows_little_stays_near_one():
     batch = particles.near_the_truth()
     scales = []
     for before in (0.5, 1.0, 2.0):
-        _, poses = particles.fold(nearby(5), batch._replace(scale=np.full(16, before)))
+        _, poses = particles.fold(nearby(), batch._replace(scale=np.full(16, before)))
         scales.append(poses.scale)
     assert np.abs(np.array(scales) - 1).max() < 0.5
     assert np.ptp(scales, axis=0).max() < 0.3
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
-@pytest.mark.parametrize("search", [everywhere(), nearby(5)], ids=["global", "local"])
+@pytest.mark.parametrize("search", [everywhere(), nearby()], ids=["global", "local"])
 def test_images_that_are_not_numbers_leave_the_sums_alone(clear, search):
     batch = take(clear.near_the_truth(), slice(7))
     images, transfer = batch.images.copy(), batch.ctf.copy()
@@ -344,7 +372,16 @@ def test_images_that_are_not_numbers_leave_the_sums_alone(clear, search):
     assert all(np.isfinite(column).all() for column in (*sums, *poses))
 
 
-@pytest.mark.parametrize("search", [everywhere(), nearby(5)], ids=["global", "local"])
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("search", [everywhere(), nearby()], ids=["global", "local"])
+def test_a_batch_of_nothing_but_such_images_adds_nothing(clear, search):
+    batch = take(clear.near_the_truth(), slice(3))
+    sums, poses = clear.fold(search, batch._replace(images=np.full_like(batch.images, np.nan)))
+    assert not poses.usable.any() and not any(np.any(column) for column in sums)
+    np.testing.assert_array_equal(poses.rotation, batch.rotation)
+
+
+@pytest.mark.parametrize("search", [everywhere(), nearby()], ids=["global", "local"])
 def test_results_do_not_depend_on_batches(clear, search):
     """To the bit, whichever images are scored together."""
     batch = clear.near_the_truth()
@@ -354,27 +391,28 @@ def test_results_do_not_depend_on_batches(clear, search):
 
 
 def test_local_and_global_search_agree(clear, found):
-    """Around the poses that the global search found, on the same finest grid, the local one finds them again."""
-    search, (_, poses) = everywhere(), found
-    coarse, finest = search.levels[-2:]
-    # The offset of the finest shifts is that of a search whose first level is the one before.
-    levels = (
-        Level(coarse.order, finest.shell, coarse.shift_step_px, 0.0),
-        Level(finest.order, finest.shell, finest.shift_step_px, coarse.shift_step_px / 4),
-    )
-    local = Search(levels, 2 * coarse.shift_step_px, 2.5 * sampling.step_deg(coarse.order), TURN)
-    _, again = clear.fold(local, clear.batch._replace(rotation=poses.rotation, origin_px=poses.origin_px))
-    # The global search may drop a cell too early, the local one looks at all that are near.
-    assert (again.log_likelihood > poses.log_likelihood - 8).all()
-    assert np.median(again.log_likelihood - poses.log_likelihood) < 8
-    error = angle_between_deg(again.rotation, clear.rotation)
-    assert np.median(error) <= 1.1 * np.median(angle_between_deg(poses.rotation, clear.rotation))
-    assert np.quantile(error, 0.9) < 2 * sampling.step_deg(finest.order)
+    """Around the poses that the global search found, the local one finds them again."""
+    _, poses = found
+    again = clear.fold(nearby(20.0), clear.batch._replace(rotation=poses.rotation, origin_px=poses.origin_px))[1]
+    # Wide windows and small: their pull differs, and shifts start from others.
+    assert np.abs(again.log_likelihood - poses.log_likelihood).max() < 1.5
+    assert np.quantile(angle_between_deg(again.rotation, poses.rotation), 0.9) < 1.5
+
+
+def test_a_hold_lets_poses_go(clear):
+    """The step of a search whose hold pushes away from the last pose ends farther from it, and not very much."""
+    batch = clear.batch._replace(rotation=clear.rotation, origin_px=clear.origin)
+    pushed = np.array([200.0, 200.0, 400.0, 2.0, 2.0, 3.0])
+    gone = [
+        angle_between_deg(clear.fold(nearby(hold=hold), batch)[1].rotation, clear.rotation).mean()
+        for hold in (NO_HOLD, pushed)
+    ]
+    assert 1.02 * gone[0] < gone[1] < 2 * gone[0]
 
 
 def test_a_global_search_needs_its_grid(clear):
     sums = expectation.empty_sums(15, 1, BOX)
-    with pytest.raises(ValueError, match="needs the grid"):
+    with pytest.raises(ValueError, match="needs its grid"):
         expectation.fold(sums, clear.batch, clear.reference, clear.noise_power, everywhere(), PIXELS, None)
 
 
@@ -384,7 +422,7 @@ def test_the_grey_scale_of_the_reference_does_not_matter_where_it_is_profiled(cl
     brighter, same = clear.fold(search, batch, reference=clear.reference * np.complex64(64))
     equal((brighter, same), (sums, poses))
     error = angle_between_deg(poses.rotation, clear.rotation[:8])
-    assert np.median(error) < 1.5 * sampling.step_deg(search.finest.order)
+    assert np.median(error) < 3
     np.testing.assert_array_equal(poses.scale, np.ones(8))
     # Nothing is said to be explained.
     np.testing.assert_allclose(sums.residual, expectation.power(batch, 1)[0], rtol=1e-6)
@@ -402,7 +440,7 @@ def test_optics_groups_have_their_own_noise(noisy):
         particles.noise_sigma * np.sqrt(louder**2 - 1)[:, None, None] * generator(9).standard_normal((64, BOX, BOX))
     ).astype(np.float32)
     noise_power = particles.noise_power * np.array([[1.0], [4.0]])
-    sums, poses = particles.fold(nearby(5), batch._replace(images=images, group=group), noise_power=noise_power)
+    sums, poses = particles.fold(nearby(), batch._replace(images=images, group=group), noise_power=noise_power)
     assert sums.particles.tolist() == [43, 21]
     ratio = sums.residual / sums.particles[:, None] / noise_power
     np.testing.assert_allclose(ratio[:, 3:], 1, atol=0.12)
@@ -415,18 +453,35 @@ def test_a_symmetric_particle_is_sought_in_the_asymmetric_unit():
     group = operators("D2")
     particles = Particles(12, noise=1.0, seed=11, group=group)
     search = everywhere()
-    grid = expectation.global_grid(particles.reference, search, group)
-    whole = expectation.global_grid(particles.reference, search, NOBODY)
+    grid = expectation.global_grid(particles.reference, search, group, BOX)
+    whole = expectation.global_grid(particles.reference, search, NOBODY, BOX)
     # A quarter of all views, and the cells that stick out of it.
-    assert 0.25 <= len(grid.psi) / len(whole.psi) < 0.4 and len(grid.slices) == len(grid.psi)
-    rotations = sampling.rotation_matrices(search.levels[0].order, grid.pixel, grid.psi, TURN)
-    pixels = half_plane(search.levels[0].shell)
-    np.testing.assert_array_equal(grid.slices, slices.extract(particles.reference, rotations, pixels))
+    assert 0.25 <= len(grid.slices) / len(whole.slices) < 0.4
     _, poses = particles.fold(search, group=group)
-    step = sampling.step_deg(search.finest.order)
     error = angular_distance_deg(poses.rotation, particles.rotation, group)
-    assert np.median(error) < 1.5 * step and error.max() < 4 * step
-    assert np.median(angle_between_deg(poses.rotation, particles.rotation)) > 10 * step
+    assert np.median(error) < 4 and np.quantile(error, 0.9) < 10
+    assert np.median(angle_between_deg(poses.rotation, particles.rotation)) > 90
+
+
+@pytest.mark.parametrize("name", ["C1", "D2"])
+def test_the_grid_is_every_rotation_and_the_slices_of_half_of_them(clear, name):
+    search = everywhere()
+    grid = expectation.global_grid(clear.reference, search, operators(name), BOX)
+    half = len(grid.slices)
+    pixels = half_plane(search.shells[0])
+    every = slices.extract(clear.reference, grid.rotation, pixels, BOX)
+    np.testing.assert_array_equal(grid.slices, every[:half])
+    # The others are turned by half in the plane, which makes conjugates.
+    np.testing.assert_allclose(grid.rotation[half:], np.diag([-1, -1, 1]) @ grid.rotation[:half], atol=1e-12)
+    np.testing.assert_allclose(every[half:], np.conj(grid.slices), atol=2e-3 * np.abs(every).max())
+    pixel, psi = sampling.global_grid(search.grid_order, operators(name), TURN)
+    expected = sampling.rotation_matrices(search.grid_order, pixel, psi, TURN)
+    order, other = (np.lexsort(np.round(a.reshape(-1, 9), 6).T) for a in (grid.rotation, expected))
+    np.testing.assert_allclose(grid.rotation[order], expected[other], atol=1e-12)
+
+
+def test_a_local_search_has_no_grid(clear):
+    assert expectation.global_grid(clear.reference, nearby(), NOBODY, BOX) is None
 
 
 def test_power_is_the_mean_square_of_the_transform():
@@ -446,24 +501,27 @@ def test_power_is_the_mean_square_of_the_transform():
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
-def test_back_projection_at_given_poses(clear):
-    """C X moved to its origin, with weight C^2; images and CTFs that are not numbers left out."""
+@pytest.mark.parametrize("innovation", [False, True], ids=["images", "innovations"])
+def test_back_projection_at_given_poses(clear, innovation):
+    """C X moved to its origin, less C^2 S of a reference, with weight C^2; what is not a number is left out."""
     batch = take(clear.batch, slice(5))._replace(
         rotation=clear.rotation[:5], origin_px=clear.origin[:5], norm=np.array([1.0, 2.0, 1.0, 1.0, 0.5])
     )
-    images = batch.images.copy()
+    images, transfer = batch.images.copy(), batch.ctf.copy()
     images[2, 1, 1] = np.nan
-    pixels, volume = half_plane(9), np.zeros((*slices.volume_shape(9), 3), dtype=np.float32)
-    transfer = batch.ctf.copy()
     transfer[3, 7] = np.nan
-    usable = expectation.back_project(volume, batch._replace(images=images, ctf=transfer), pixels)
+    pixels, reference = half_plane(9), clear.reference if innovation else None
+    volume = np.zeros((*slices.volume_shape(9, BOX), 3), dtype=np.float32)
+    usable = expectation.back_project(volume, batch._replace(images=images, ctf=transfer), pixels, reference)
     assert usable.tolist() == [True, True, False, False, True]
     expected = np.zeros_like(volume)
     for row in np.flatnonzero(usable):
         packed = pack(pixels, fft.rfft2(batch.images[row] / batch.norm[row]))
         transfer = batch.ctf[row, : len(pixels.kx)]
         image = naive.moved(packed, pixels, batch.origin_px[row], BOX) * transfer
+        if innovation:
+            image -= transfer**2 * slices.extract(clear.reference, batch.rotation[row][None], pixels, BOX)[0]
         slices.insert(
-            expected, batch.rotation[row][None], image.astype(np.complex64)[None], transfer[None] ** 2, pixels
+            expected, batch.rotation[row][None], image.astype(np.complex64)[None], transfer[None] ** 2, pixels, BOX
         )
     np.testing.assert_allclose(volume, expected, atol=1e-5 * np.abs(expected).max())

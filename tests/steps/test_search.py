@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcryo.kernels.sampling import step_deg
+from dcryo.kernels.modes import hold
+from dcryo.kernels.rotations import random_rotations
+from dcryo.kernels.sampling import global_grid, rotation_matrices, step_deg
 from dcryo.kernels.shells import resolution_A
+from dcryo.kernels.symmetry import operators
 from dcryo.steps.search import COARSEST_ORDER, FINEST_ORDER, plan_search
 
 TURN = np.eye(3)[[1, 2, 0]]
@@ -17,84 +20,118 @@ TURN = np.eye(3)[[1, 2, 0]]
 def settings_of_an_iteration(draw):
     box = draw(st.integers(24, 640))
     pixel = draw(st.floats(0.4, 6))
+    shell = draw(st.integers(1, box // 2))
     return {
-        "shell": draw(st.integers(1, box // 2)),
+        "shell": shell,
         "box_px": box,
         "pixel_size_A": pixel,
         "diameter_A": box * pixel * draw(st.floats(0.2, 1)),
         "shift_range_A": pixel * draw(st.floats(0.5, 30)),
+        "shares": np.linspace(0, 1, box // 2 + 1) * draw(st.floats(0, 0.1)),
+        "perturbation": TURN,
     }
 
 
+posed_shells = st.integers(0, 320)
+
+
 @settings(max_examples=150, deadline=None)
-@given(given_=settings_of_an_iteration(), trusted=st.booleans())
-def test_levels_are_a_pyramid(given_, trusted):
-    search = plan_search(**given_, trusted=trusted, perturbation=TURN)
-    levels, shell = search.levels, given_["shell"]
-    assert len(levels) >= 2 and search.finest is levels[-1]
-    assert all(COARSEST_ORDER <= level.order <= FINEST_ORDER for level in levels)
-    assert levels[0].shift_offset_px == 0
-    for coarse, fine in pairwise(levels):
-        assert fine.order == coarse.order + 1
-        assert fine.shift_step_px == pytest.approx(coarse.shift_step_px / 2)
-        # Each shift is divided into two, a quarter of its step to either side.
-        assert fine.shift_offset_px == pytest.approx(coarse.shift_offset_px + coarse.shift_step_px / 4)
-        assert fine.shell >= coarse.shell
-    assert search.finest.shell == shell
-    assert all(level.shell <= shell for level in levels)
+@given(given_=settings_of_an_iteration(), posed_shell=posed_shells)
+def test_levels_go_to_the_last_shell_by_no_more_than_doubling(given_, posed_shell):
+    search = plan_search(**given_, posed_shell=posed_shell)
+    assert search.shells[-1] == given_["shell"] and search.shells[0] >= 1
+    for coarse, fine in pairwise(search.shells):
+        # Rounding may add half a shell.
+        assert coarse < fine <= 2 * coarse + 1
+    # No more levels than doubling needs.
+    assert len(search.shells) <= math.ceil(math.log2(search.shells[-1] / search.shells[0])) + 1
+    assert 0 < search.fraction <= 1 and search.maximum >= 1 and search.temperature >= 1
     np.testing.assert_array_equal(search.perturbation, TURN)
+    assert not search.profile_scale and plan_search(**given_, posed_shell=posed_shell, profile_scale=True).profile_scale
 
 
 @settings(max_examples=150, deadline=None)
 @given(given_=settings_of_an_iteration())
-def test_a_global_search_matches_resolution_to_step(given_):
-    search = plan_search(**given_, trusted=False, perturbation=TURN)
-    box, pixel, shell = given_["box_px"], given_["pixel_size_A"], given_["shell"]
-    assert search.radius_deg is None and search.levels[0].order == COARSEST_ORDER
+def test_a_global_search_matches_its_first_resolution_to_the_step_of_its_grid(given_):
+    search = plan_search(**given_, posed_shell=0)
+    box, pixel, first = given_["box_px"], given_["pixel_size_A"], search.shells[0]
+    step_rad = math.radians(step_deg(search.grid_order))
+    edge_A = step_rad * given_["diameter_A"] / 2
+    # Nothing finer than what a step moves, and no coarser than that.
+    assert first == 1 or resolution_A(first, box, pixel) >= edge_A * (1 - 1e-6)
+    assert first == given_["shell"] or resolution_A(first + 1, box, pixel) < edge_A
     assert search.shift_range_px == pytest.approx(given_["shift_range_A"] / pixel)
-    for level in search.levels:
-        edge_A = math.radians(step_deg(level.order)) * given_["diameter_A"] / 2
-        assert level.shift_step_px == pytest.approx(edge_A / 4 / pixel)
-        if level is not search.finest:
-            assert level.shell >= 1 or shell == 0
-            assert level.shell == 0 or resolution_A(level.shell, box, pixel) >= edge_A * (1 - 1e-6)
-            assert level.shell == shell or resolution_A(level.shell + 1, box, pixel) < edge_A
-
-
-@settings(max_examples=150, deadline=None)
-@given(given_=settings_of_an_iteration(), trusted=st.booleans())
-def test_the_finest_step_follows_the_resolution(given_, trusted):
-    search = plan_search(**given_, trusted=trusted, perturbation=TURN)
-    resolution = resolution_A(given_["shell"], given_["box_px"], given_["pixel_size_A"])
-    order = search.finest.order
-    edge_A = math.radians(step_deg(order)) * given_["diameter_A"] / 2
-    # A step moves the edge of the particle by about half of the resolution at most, and not by much less.
-    assert edge_A < 0.55 * resolution or order == FINEST_ORDER
-    assert edge_A > 0.15 * resolution or order == COARSEST_ORDER + 1
+    assert search.shift_step_px == pytest.approx(edge_A / 3 / pixel)
+    # Rotations may leave their cell, shifts may go as far as the grid; no pose was back-projected before.
+    assert search.window.turn_rad == pytest.approx(step_rad / 2)
+    assert search.window.shift_px == pytest.approx(search.shift_range_px)
+    assert not np.any(search.window.hold)
 
 
 @settings(max_examples=150, deadline=None)
 @given(given_=settings_of_an_iteration())
-def test_trusted_poses_are_searched_locally_once_the_grid_is_fine(given_):
-    search = plan_search(**given_, trusted=True, perturbation=TURN)
-    everywhere = plan_search(**given_, trusted=False, perturbation=TURN)
-    if search.radius_deg is None:
-        assert search.levels == everywhere.levels and search.shift_range_px == everywhere.shift_range_px
+def test_the_grid_moves_the_edge_of_the_particle_by_40_A(given_):
+    search = plan_search(**given_, posed_shell=0)
+    order = search.grid_order
+    assert COARSEST_ORDER == 2 <= order <= FINEST_ORDER == 4
+    edges_A = {o: math.radians(step_deg(o)) * given_["diameter_A"] / 2 for o in (order - 1, order)}
+    assert edges_A[order] <= 40 or order == FINEST_ORDER
+    assert edges_A[order - 1] > 40 or order == COARSEST_ORDER
+
+
+def test_grid_order_grows_with_the_particle():
+    diameters_A = np.linspace(50, 1500, 100)
+    orders = [plan_search(20, 512, 4.0, d, 20.0, 0, np.zeros(257), TURN).grid_order for d in diameters_A]
+    assert orders == sorted(orders) and set(orders) == {2, 3, 4}
+    # A step of order 2 is 14.7 degrees, by which a radius of 156 A moves the edge by 40 A.
+    assert diameters_A[orders.index(3)] == pytest.approx(2 * 156, abs=1500 / 100)
+
+
+@settings(max_examples=150, deadline=None)
+@given(given_=settings_of_an_iteration(), posed_shell=posed_shells)
+def test_posed_particles_are_searched_locally_once_the_resolution_is_fine_enough(given_, posed_shell):
+    search = plan_search(**given_, posed_shell=posed_shell)
+    box, pixel, shell = given_["box_px"], given_["pixel_size_A"], given_["shell"]
+    radius_A = given_["diameter_A"] / 2
+    local = posed_shell > 0 and resolution_A(shell, box, pixel) <= radius_A / 8
+    assert (search.grid_order is None) == local
+    if not local:
+        everywhere = plan_search(**given_, posed_shell=0)
+        assert search.shells == everywhere.shells and search.window[:2] == everywhere.window[:2]
         return
-    first, finest = search.levels
-    assert finest.order == everywhere.finest.order > COARSEST_ORDER + 1
-    assert first.shell == finest.shell == given_["shell"]
-    # As many steps of the first level in angle as in shift, enough to leave the cell of the last pose.
-    steps = search.radius_deg / step_deg(first.order)
-    assert 1.5 <= steps <= 4
-    assert search.shift_range_px == pytest.approx(steps * first.shift_step_px)
+    # From where the poses are good to; if the resolution grew by much since, not from too far back; two levels then.
+    first = search.shells[0]
+    assert first == min(max(posed_shell, shell // 2), shell) and len(search.shells) <= 3
+    # The windows are what the first level can tell apart.
+    assert search.window.shift_px * pixel == pytest.approx(resolution_A(first, box, pixel))
+    assert search.window.turn_rad * radius_A == pytest.approx(resolution_A(first, box, pixel))
+    held = hold(given_["shares"][: shell + 1], radius_A / pixel, box)
+    np.testing.assert_allclose(search.window.hold, held / 2)
 
 
 def test_a_finer_resolution_makes_a_finer_search_at_last_local():
-    """A particle of 200 A in 128 pixels of 2 A, from 40 A to Nyquist."""
-    searches = [plan_search(s, 128, 2.0, 200.0, 20.0, True, TURN, s < 9) for s in range(6, 65)]
-    orders = [search.finest.order for search in searches]
-    assert orders == sorted(orders) and orders[0] == 3 and orders[-1] >= 5
-    local = [search.radius_deg is not None for search in searches]
-    assert local == sorted(local) and local[-1] and not local[0]
+    """A particle of 200 A in 128 pixels of 2 A, from 40 A to Nyquist: local from 12.5 A, a sixteenth of it."""
+    searches = [plan_search(s, 128, 2.0, 200.0, 20.0, s - 1, np.zeros(65), TURN, s < 9) for s in range(6, 65)]
+    local = [search.grid_order is None for search in searches]
+    assert local == sorted(local) and local.index(True) + 6 == math.ceil(256 / 12.5)
+    assert all(search.shells[0] >= s - 1 for s, search in enumerate(searches, 6) if search.grid_order is None)
     assert [search.profile_scale for search in searches] == [True] * 3 + [False] * 56
+    windows = [search.window.turn_rad for search in searches if search.grid_order is None]
+    assert windows == sorted(windows, reverse=True)
+
+
+@pytest.mark.parametrize("diameter_A", [100.0, 500.0])
+def test_windows_of_the_grid_add_up_to_one(diameter_A):
+    """So that components that climb from all of its points share a posterior out and count none of it twice."""
+    search = plan_search(20, 128, 4.0, diameter_A, 20.0, 0, np.zeros(65), TURN)
+    pixel, psi = global_grid(search.grid_order, operators("C1"), TURN)
+    grid = rotation_matrices(search.grid_order, pixel, psi, TURN).reshape(-1, 9)
+    sums = []
+    for rotation in random_rotations(300, np.random.default_rng(1)).reshape(-1, 9):
+        angle = np.arccos(np.clip((grid @ rotation - 1) / 2, -1, 1))
+        sums.append(np.sum(np.exp(-((angle / search.window.turn_rad) ** 2) / 2)))
+    density = len(grid) / (8 * np.pi**2)
+    sums = np.array(sums) / (density * (2 * np.pi) ** 1.5 * search.window.turn_rad**3)
+    assert sums.mean() == pytest.approx(1, abs=0.02)
+    # At the poles, where the facets of HEALPix narrow, up to a quarter is missing.
+    assert np.quantile(np.abs(sums - 1), 0.5) < 0.03 and sums.std() < 0.06 and np.abs(sums - 1).max() < 0.35
