@@ -71,14 +71,17 @@ def task_of(kind: str, folder: Path, box_px: int):  # type: ignore[no-untyped-de
     """A task ready to run, and the memory predicted for it."""
     shell_max, group = box_px // 2, symmetry.operators("C1")
     if kind == "maximisation":
-        sums = np.ones((*em.slices.volume_shape(shell_max), 3), dtype=np.float32)
-        slabs = [sums[bounds] for bounds in em.slab_bounds(shell_max)]
-        return (lambda: maximisation.assemble(slabs, group)), memory.maximisation_bytes(shell_max, 1)
+        shape = (*em.slices.volume_shape(shell_max, box_px), 3)
+        reference = _blobs(box_px)
+        return (lambda: _map_of(shape, reference, shell_max, group)), memory.maximisation_bytes(box_px, 1)
     store = open_store(store_of(folder, box_px))
     n = store.n
     shell = box_px // 2 - 1 if kind == "local" else box_px // 8
     width_A = box_px * PIXEL_SIZE_A
-    search = plan_search(shell, box_px, PIXEL_SIZE_A, 0.6 * width_A, 0.06 * width_A, kind == "local", np.eye(3))
+    search = plan_search(
+        shell, box_px, PIXEL_SIZE_A, 0.6 * width_A, 0.06 * width_A, shell if kind == "local" else 0,
+        np.zeros(box_px), np.eye(3), group,
+    )  # fmt: skip
     columns = dataset.ctf_columns(store.particles(), store.path)
     # Slices in all directions, so that the whole volumes are touched.
     rotation = random_rotations(n, np.random.default_rng(2))
@@ -89,8 +92,16 @@ def task_of(kind: str, folder: Path, box_px: int):  # type: ignore[no-untyped-de
     path = folder / f"{box_px}-{kind}.npy"
     if not path.exists():
         em.write_reference(_blobs(box_px), shell_max, path)
-    setting = em.Setting(search, search, np.full((1, box_px // 2 + 1), float(box_px**2)), shell_max, group)
+    setting = em.Setting(search, search, np.full((1, box_px // 2 + 1), float(box_px**2)), shell_max)
     return (lambda: em.expect_shard(shard, path, setting)), memory.expectation_bytes(box_px, shell_max, search, 1)
+
+
+def _map_of(shape: tuple[int, ...], reference: np.ndarray, shell_max: int, group: np.ndarray) -> np.ndarray:
+    """What becomes of the sums of a half, one task after the other."""
+    sums, box_px = np.ones(shape, dtype=np.float32), len(reference)
+    accumulator = maximisation.assemble([sums[bounds] for bounds in em.slab_bounds(shell_max, box_px)], group)
+    del sums
+    return maximisation.plain_map(accumulator, reference, group, shell_max, box_px)
 
 
 def _blobs(box_px: int) -> np.ndarray:

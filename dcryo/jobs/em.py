@@ -35,14 +35,13 @@ class Setting:
     """What all shards of a half share in an iteration.
 
     search: of particles whose poses are not trusted; nearby: of those that are; noise_power: (G, D // 2 + 1);
-    shell_max: highest shell back-projected; operators: (G, 3, 3) of the symmetry.
+    shell_max: highest shell back-projected.
     """
 
     search: Search
     nearby: Search
     noise_power: np.ndarray
     shell_max: int
-    operators: np.ndarray
 
 
 class ShardResult(NamedTuple):
@@ -122,7 +121,7 @@ def iterate(
         results.append([out[slabs + 2] for out in outs])
     # A reference of unknown grey scale is not taken off the images.
     known = None if settings[0].search.profile_scale else references
-    maps = maximise(volumes, known, settings[0].operators, shell_max, mask, last)
+    maps = maximise(volumes, known, settings[0].search.operators, shell_max, mask, last)
     maps, sums, results = graph.compute((maps, sums, results), cluster)
     for path in paths:
         path.unlink(missing_ok=True)
@@ -203,7 +202,7 @@ def expect_shard(shard: Shard, reference_path: Path, setting: Setting) -> tuple:
     sums = expectation.empty_sums(setting.shell_max, len(setting.noise_power), box)
     grid = None
     if not shard.trusted.all():
-        grid = expectation.global_grid(reference, setting.search, setting.operators, box)
+        grid = expectation.global_grid(reference, setting.search, box)
     poses, left_out = [], {}
     for first in range(0, len(shard.rows), BATCH):
         some = slice(first, first + BATCH)

@@ -240,6 +240,7 @@ def _searches(job: _Job, state: State) -> tuple[Search, Search]:
             posed_shell=posed_shell,
             shares=modes.shares(state.fsc, float(job.mask.mean()), len(state.norm) / 2 * len(job.operators)),
             perturbation=turn,
+            operators=job.operators,
             profile_scale=state.iteration == 0,
         )
 
@@ -266,7 +267,7 @@ def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Prog
             for half in (1, 2)
         ),
         references=_both(reference * job.mask for reference in state.references),
-        settings=_both(em.Setting(*searches, noise, shell_max, job.operators) for noise in state.noise_power),
+        settings=_both(em.Setting(*searches, noise, shell_max) for noise in state.noise_power),
         mask=job.mask,
         scratch=job.scratch,
         cluster=cluster,

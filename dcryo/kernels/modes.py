@@ -28,11 +28,13 @@ _BLOCK = 128
 # Sums over pixels: cross, norm, then gradients of cross (3 and 2) and of norm (3), then the Hessian's 15.
 _CROSS, _NORM, _CROSS_D, _CROSS_T, _NORM_D, _HESSIAN, _SUMS = 0, 1, 2, 5, 7, 10, 25
 # A pose is looked at so many times on its way to a mode, at most.
-_EVALUATIONS = 8
+_EVALUATIONS = 12
 _FIRST_DAMPING = 1e-3
 # A step that promises less than this of log-likelihood is the last one.
-_SMALL_GAIN = 0.05
+_SMALL_GAIN = 0.02
 _LONGEST_TURN = 0.35
+# Curvature along a step that falls below this part of what it was thought to be is not believed.
+_LEAST_BEND = 0.05
 # Modes nearer than this many standard deviations of either are one.
 _SAME = 0.5
 # A component that blurs a slice by no more than this at its rim (Fourier pixels) is one point.
@@ -163,16 +165,19 @@ def climb(
 
 
 def settled(
-    components: Components, temperature: float, fraction: float, maximum: int
+    components: Components, operators: np.ndarray, temperature: float, fraction: float, maximum: int
 ) -> tuple[Components, np.ndarray]:
     """The distinct modes of each image that hold a fraction of its posterior, best first, and their probabilities.
 
-    Modes that are one mode are made one, their masses added. Log-weights are divided by the temperature before they are
-    weighed. At most `maximum` are kept of an image, and none of an image whose scores are not finite.
+    Modes that are one mode, symmetry mates among them, are made one, their masses added. Log-weights are divided by the
+    temperature before they are weighed. At most `maximum` are kept of an image, and none of an image whose scores are
+    not finite.
+
+    operators: (G, 3, 3) of the point group, identity included.
     """
     rows, start, probability, log_weight = _settle(
         components.start, components.rotation, components.shift, components.log_weight, components.hessian,
-        temperature, fraction, maximum,
+        np.ascontiguousarray(operators, dtype=np.float64), temperature, fraction, maximum,
     )  # fmt: skip
     kept = Components(start, *(column[rows] for column in components[1:]))
     return kept._replace(log_weight=log_weight), probability
@@ -379,6 +384,25 @@ def _substitute(lower, right, out):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def _learn(curvature, step, before, after, work):  # type: ignore[no-untyped-def]
+    """Update the curvature with what gradients before and after a step say of it (Broyden, Fletcher, Goldfarb, Shanno).
+
+    Gauss-Newton's leaves out noise times the curvature of the slice, which is no less on noisy images.
+    """
+    change = bend = 0.0
+    for i in range(PARAMETERS):
+        work[i] = 0.0
+        for j in range(PARAMETERS):
+            work[i] += curvature[i, j] * step[j]
+        bend += step[i] * work[i]
+        change += step[i] * (before[i] - after[i])
+    if change > _LEAST_BEND * bend:
+        for i in range(PARAMETERS):
+            for j in range(PARAMETERS):
+                curvature[i, j] += (before[i] - after[i]) * (before[j] - after[j]) / change - work[i] * work[j] / bend
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def _turned(rotation, vector, out):  # type: ignore[no-untyped-def]
     """out = exp([vector]x) rotation (Rodrigues)."""
     x, y, z = vector[0], vector[1], vector[2]
@@ -432,6 +456,7 @@ def _climb_all(  # type: ignore[no-untyped-def]
     log_prior = 0.5 * np.sum(np.log(prior))
     gradient, trial_gradient = np.empty(PARAMETERS), np.empty(PARAMETERS)
     hessian, trial_hessian = np.empty((PARAMETERS, PARAMETERS)), np.empty((PARAMETERS, PARAMETERS))
+    curvature = np.empty((PARAMETERS, PARAMETERS))
     damped, lower = np.empty((PARAMETERS, PARAMETERS)), np.zeros((PARAMETERS, PARAMETERS))
     step, away = np.empty(PARAMETERS), np.empty(PARAMETERS)
     rotation, trial_rotation = np.empty((3, 3)), np.empty((3, 3))
@@ -464,9 +489,15 @@ def _climb_all(  # type: ignore[no-untyped-def]
                     value -= 0.5 * prior[j] * away[j] ** 2
                     trial_gradient[j] -= prior[j] * away[j]
                     trial_hessian[j, j] += prior[j]
+                if evaluation == 0:
+                    curvature[:] = trial_hessian
+                    for j in range(PARAMETERS):
+                        # Its own noise, half of whose hold is left, bends the score too.
+                        curvature[j, j] += hold[j]
+                else:
+                    _learn(curvature, step, gradient, trial_gradient, away)
                 if value > best or evaluation == 0:
-                    if evaluation > 0:
-                        damping *= 0.2
+                    damping *= 0.2
                     best, score = value, trial_score
                     rotation[:] = trial_rotation
                     shift[:] = trial_shift
@@ -474,7 +505,7 @@ def _climb_all(  # type: ignore[no-untyped-def]
                     hessian[:] = trial_hessian
                 else:
                     damping = max(10 * damping, 0.05)
-                damped[:] = hessian
+                damped[:] = curvature
                 for j in range(PARAMETERS):
                     damped[j, j] *= 1 + damping
                 _factor(damped, lower)
@@ -505,11 +536,13 @@ def _climb_all(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _settle(start, rotations, shifts, log_weights, hessians, temperature, fraction, maximum):  # type: ignore[no-untyped-def]
+def _settle(  # type: ignore[no-untyped-def]
+    start, rotations, shifts, log_weights, hessians, operators, temperature, fraction, maximum
+):
     """Rows kept, where each image's start, their probabilities and their log-weights with those of their doubles."""
     rows, starts = np.empty(len(log_weights), dtype=np.int64), np.zeros(len(start), dtype=np.int64)
     probability, masses = np.empty(len(log_weights)), np.empty(len(log_weights))
-    away = np.empty(PARAMETERS)
+    away, mate = np.empty(PARAMETERS), np.empty((3, 3))
     kept = 0
     for i in range(len(start) - 1):
         first = kept
@@ -520,14 +553,18 @@ def _settle(start, rotations, shifts, log_weights, hessians, temperature, fracti
             double = -1
             for n in range(first, kept):
                 other = rows[n]
-                _turn_between(rotations[row], rotations[other], away)
-                away[3:] = shifts[row] - shifts[other]
-                square = 0.0
-                for j in range(PARAMETERS):
-                    for k in range(PARAMETERS):
-                        square += away[j] * hessians[other, j, k] * away[k]
-                if square < _SAME**2:
-                    double = n
+                for g in range(len(operators)):
+                    mate[:] = rotations[other] @ operators[g]
+                    _turn_between(rotations[row], mate, away)
+                    away[3:] = shifts[row] - shifts[other]
+                    square = 0.0
+                    for j in range(PARAMETERS):
+                        for k in range(PARAMETERS):
+                            square += away[j] * hessians[other, j, k] * away[k]
+                    if square < _SAME**2:
+                        double = n
+                        break
+                if double >= 0:
                     break
             if double < 0:
                 rows[kept] = row

@@ -97,12 +97,12 @@ def empty_sums(shell_max: int, groups: int, box_px: int) -> Sums:
     )
 
 
-def global_grid(reference: np.ndarray, search: Search, operators: np.ndarray, box_px: int) -> Grid | None:
+def global_grid(reference: np.ndarray, search: Search, box_px: int) -> Grid | None:
     """The grid of a search that looks everywhere, restricted to the asymmetric unit; None for one that does not."""
     order = search.grid_order
     if order is None:
         return None
-    pixel, psi = sampling.global_grid(order, operators, search.perturbation)
+    pixel, psi = sampling.global_grid(order, search.operators, search.perturbation)
     opposite = sampling.psi_count(order) // 2
     pixel, psi = pixel[psi < opposite], psi[psi < opposite]
     rotations = sampling.rotation_matrices(
@@ -150,12 +150,14 @@ def fold(
     variance = noise_power[batch.group] / 2
     model = _model(batch, variance, pixels)
     components = _starts(batch, model, search, pixels, grid)
-    for shell in search.shells:
+    for shell, window in zip(search.shells, search.windows, strict=True):
         components = modes.climb(
-            components, reference, model.data, model.weight, pixels, shell, box, search.window, search.profile_scale
+            components, reference, model.data, model.weight, pixels, shell, box, window, search.profile_scale
         )
         temperature = 1.0 if shell == search.shells[-1] else search.temperature
-        components, probability = modes.settled(components, temperature, search.fraction, search.maximum)
+        components, probability = modes.settled(
+            components, search.operators, temperature, search.fraction, search.maximum
+        )
     found = np.diff(components.start)
     usable = (found > 0) & np.isfinite(model.power).all(axis=1) & np.isfinite(model.weight.sum(axis=1))
     components, probability = _of_images(components, probability, usable)

@@ -7,7 +7,7 @@ step * D / 2, and finer detail than that cannot be compared on such a grid.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,10 +21,15 @@ COARSEST_ORDER, FINEST_ORDER = 2, 4
 _GRID_EDGE_A = 40.0
 # Shifts of the grid move by this part of what the step of rotations moves the edge by.
 _SHIFT_STEP = 1 / 3
+_GRID_WINDOW = 0.6
 # Once the resolution is this part of the particle's radius, only the surroundings of the last poses are searched.
 _LOCAL_RESOLUTION = 1 / 8
+# Poses found at a resolution that is coarser by no more than this factor need no level between.
+_NEARLY = 1.2
 # So much of the hold that a reference has on the poses that made it is taken off (docs/decisions/006).
 _HOLD = 0.5
+
+NO_SYMMETRY = np.eye(3)[None]
 
 
 @dataclass(frozen=True)
@@ -33,18 +38,20 @@ class Search:
 
     grid_order: HEALPix order of the grid that looks everywhere, None where only the last poses are climbed from;
     shells: resolution of each level, coarse to fine, the first that of the grid; shift_range_px, shift_step_px: shifts
-    of the grid, from the last; window: where each pose may go from its start, and what holds it there;
-    perturbation: (3, 3) rotation of the whole grid; profile_scale: the grey scale of the reference is unknown, see
-    `posterior`; fraction, maximum: which components go on to the next level; temperature: what log-weights of all
-    levels but the last are divided by before that, for they do not yet know all that the image says.
+    of the grid, from the last; windows: for each level, where a pose may go from its start, and what holds it there;
+    perturbation: (3, 3) rotation of the whole grid; operators: (G, 3, 3) of the symmetry; profile_scale: the grey scale
+    of the reference is unknown, see `posterior`; fraction, maximum: which components go on to the next level;
+    temperature: what log-weights of all levels but the last are divided by before that, for they do not yet know all
+    that the image says.
     """
 
     grid_order: int | None
     shells: tuple[int, ...]
     shift_range_px: float
     shift_step_px: float
-    window: Window
+    windows: tuple[Window, ...]
     perturbation: np.ndarray
+    operators: np.ndarray = field(default_factory=lambda: NO_SYMMETRY)
     profile_scale: bool = False
     fraction: float = 0.999
     maximum: int = 32
@@ -60,6 +67,7 @@ def plan_search(
     posed_shell: int,
     shares: np.ndarray,
     perturbation: np.ndarray,
+    operators: np.ndarray = NO_SYMMETRY,
     profile_scale: bool = False,
 ) -> Search:
     """The search for an iteration that uses the reference up to a shell.
@@ -71,22 +79,25 @@ def plan_search(
     radius_A = diameter_A / 2
     resolution = resolution_A(max(shell, 1), box_px, pixel_size_A)
     if posed_shell > 0 and resolution <= _LOCAL_RESOLUTION * radius_A:
-        levels = _doubling(min(max(posed_shell, shell // 2, 1), shell), shell)
+        levels = (shell,) if shell <= _NEARLY * posed_shell else _doubling(max(posed_shell, shell // 2, 1), shell)
         reach_A = resolution_A(levels[0], box_px, pixel_size_A)
-        held = _HOLD * hold(shares[: shell + 1], radius_A / pixel_size_A, box_px)
-        window = Window(reach_A / radius_A, reach_A / pixel_size_A, held)
-        return Search(None, levels, 0.0, 0.0, window, perturbation, profile_scale)
+        held = [_HOLD * hold(shares[: level + 1], radius_A / pixel_size_A, box_px) for level in levels]
+        windows = tuple(Window(reach_A / radius_A, reach_A / pixel_size_A, of_level) for of_level in held)
+        return Search(None, levels, 0.0, 0.0, windows, perturbation, operators, profile_scale)
     order = min(max(order_for_step(math.degrees(_GRID_EDGE_A / radius_A)), COARSEST_ORDER), FINEST_ORDER)
     edge_A = math.radians(step_deg(order)) * radius_A
     matched = max(min(shell_at(edge_A, box_px, pixel_size_A), shell), 1)
+    levels = _doubling(matched, shell)
+    # Windows of this part of the step add up to one to two percent, but at the poles of the grid.
+    window = Window(_GRID_WINDOW * math.radians(step_deg(order)), shift_range_A / pixel_size_A, np.zeros(6))
     return Search(
         grid_order=order,
-        shells=_doubling(matched, shell),
+        shells=levels,
         shift_range_px=shift_range_A / pixel_size_A,
         shift_step_px=_SHIFT_STEP * edge_A / pixel_size_A,
-        # Windows of half a step add up to one to a percent or two.
-        window=Window(math.radians(step_deg(order)) / 2, shift_range_A / pixel_size_A, np.zeros(6)),
+        windows=(window,) * len(levels),
         perturbation=perturbation,
+        operators=operators,
         profile_scale=profile_scale,
     )
 

