@@ -423,7 +423,7 @@ def _turned(rotation, vector, out):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _turn_between(first, second, out):  # type: ignore[no-untyped-def]
-    """Rotation vector that takes `second` to `first`: log(first second^T)."""
+    """Rotation vector that takes `second` to `first`: log(first second^T); of half a turn, one of the two."""
     trace = 0.0
     for i in range(3):
         for k in range(3):
@@ -435,6 +435,20 @@ def _turn_between(first, second, out):  # type: ignore[no-untyped-def]
             entry += first[l, k] * second[j, k] - first[j, k] * second[l, k]
         out[i] = entry / 2
     sine = np.sqrt(out[0] ** 2 + out[1] ** 2 + out[2] ** 2)
+    if sine < 1e-9 and trace < 0:
+        # The turn is 2 a a^T - 1 about its axis a: any column but a zero one, plus the unit vector, lies along it.
+        longest = 0.0
+        for j in range(3):
+            column = np.zeros(3)
+            column[j] = 1.0
+            for i in range(3):
+                for k in range(3):
+                    column[i] += first[i, k] * second[j, k]
+            length = np.sqrt(column[0] ** 2 + column[1] ** 2 + column[2] ** 2)
+            if length > longest:
+                longest = length
+                out[:3] = np.pi * column / length
+        return
     angle = np.arctan2(sine, (trace - 1) / 2)
     factor = 1.0 if sine < 1e-9 else angle / sine
     for i in range(3):
