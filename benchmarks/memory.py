@@ -79,7 +79,8 @@ def task_of(kind: str, folder: Path, box_px: int):  # type: ignore[no-untyped-de
     shell = box_px // 2 - 1 if kind == "local" else box_px // 8
     width_A = box_px * PIXEL_SIZE_A
     search = plan_search(
-        shell, box_px, PIXEL_SIZE_A, 0.6 * width_A, 0.06 * width_A, shell if kind == "local" else 0,
+        shell, box_px, PIXEL_SIZE_A, (2.0 if kind == "local" else 0.6) * width_A, 0.06 * width_A,
+        shell if kind == "local" else 0,
         np.zeros(box_px), np.eye(3), group,
     )  # fmt: skip
     columns = dataset.ctf_columns(store.particles(), store.path)

@@ -226,12 +226,14 @@ def _folded(
     grid: Grid | None,
 ) -> Poses:
     """Particles whose poses are trusted folded by the search nearby, the others by the other; poses in their order."""
+    if trusted.all() or not trusted.any():
+        search = setting.nearby if trusted.all() else setting.search
+        return expectation.fold(sums, batch, reference, setting.noise_power, search, pixels, grid)
     found, order = [], []
     for search, rows in ((setting.search, np.flatnonzero(~trusted)), (setting.nearby, np.flatnonzero(trusted))):
-        if len(rows):
-            own = Batch(*(column[rows] for column in batch))
-            found.append(expectation.fold(sums, own, reference, setting.noise_power, search, pixels, grid))
-            order.append(rows)
+        own = Batch(*(column[rows] for column in batch))
+        found.append(expectation.fold(sums, own, reference, setting.noise_power, search, pixels, grid))
+        order.append(rows)
     back = np.argsort(np.concatenate(order))
     return Poses(*(np.concatenate(column)[back] for column in zip(*found, strict=True)))
 

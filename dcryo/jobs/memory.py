@@ -14,6 +14,9 @@ from dcryo.kernels.shells import half_plane
 from dcryo.steps.expectation import SCORED_TOGETHER
 from dcryo.steps.search import Search
 
+# What a task takes whatever the size of its arrays: numbers per particle, tables of frequencies, plans.
+_FIXED = 5 << 20
+
 
 def _voxels(shell_max: int, box_px: int) -> int:
     depth, height, width = slices.volume_shape(shell_max, box_px)
@@ -29,9 +32,9 @@ def expectation_bytes(box_px: int, shell_max: int, search: Search, operators: in
     every = len(half_plane(box_px // 2).kx)
     # complex64 reference, and (real, imaginary, weight) of float32 in the sums
     volumes = (8 + 12) * _voxels(shell_max, box_px)
-    # images, their transforms, packed pixels with power and CTF; then Y and W with the temporaries that make them
-    image = 4 * box_px**2 + 8 * box_px * (box_px // 2 + 1) + (8 + 8 + 4) * every + (4 * 8 + 3 * 4) * pixels
-    return volumes + BATCH * image + _coarse_bytes(search, operators)
+    # images, as stored and as read, their transforms and CTFs; Y, W and the scaled CTF that they are made with
+    image = (2 + 4) * box_px**2 + 8 * box_px * (box_px // 2 + 1) + 4 * every + (8 + 4 + 4) * pixels
+    return _FIXED + volumes + BATCH * image + _coarse_bytes(search, operators)
 
 
 def _coarse_bytes(search: Search, operators: int) -> int:
@@ -54,7 +57,8 @@ def maximisation_bytes(box_px: int, operators: int) -> int:
     """Peak of the tasks that make the maps of a half at full resolution, from the slabs of its sums."""
     voxels = _voxels(box_px // 2, box_px)
     copies = 3 if operators == 1 else 5
-    return max(12 * copies * voxels, 12 * voxels + (4 + 8 + 8 + 4 + 4) * voxels + (4 + 8) * 2 * box_px**3)
+    # the sums, the step and the transform that it is made of with its last axis padded; maps and their envelope
+    return _FIXED + max(12 * copies * voxels, (12 + 8 + 8 + 8 + 4) * voxels + 18 * box_px**3)
 
 
 def back_projection_bytes(box_px: int) -> int:
