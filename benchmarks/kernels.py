@@ -21,7 +21,7 @@ from measured import table
 from threadpoolctl import threadpool_limits
 
 from dcryo.euler import matrix_from_rotvec
-from dcryo.kernels import gridding, modes, posterior, sampling, shells, slices
+from dcryo.kernels import derivatives, gridding, modes, posterior, sampling, shells, slices
 from dcryo.kernels.ctf import ctf
 from dcryo.kernels.density import gaussian_density
 from dcryo.kernels.rotations import random_rotations
@@ -159,19 +159,19 @@ def distinct_voxels(problem: Problem) -> float:
 
 def looks_of(problem: Problem, start: modes.Components, shell: int, window: modes.Window) -> int:
     """How often poses are looked at in a climb: the climb itself, its loop interpreted so that it can be counted."""
-    counted = mock.Mock(side_effect=modes._evaluate)
+    counted = mock.Mock(side_effect=modes.evaluate)
     with (
         mock.patch.object(modes, "_climb_all", modes._climb_all.py_func),
-        mock.patch.object(modes, "_evaluate", counted),
+        mock.patch.object(modes, "_climb_one", modes._climb_one.py_func),
+        mock.patch.object(modes, "evaluate", counted),
     ):
         climb(problem, start, shell, window)
     return counted.call_count
 
 
 def climb(problem: Problem, start: modes.Components, shell: int, window: modes.Window) -> modes.Components:
-    return modes.climb(
-        start, problem.prepared, problem.data, problem.weight, problem.pixels, shell, problem.box_px, window, False
-    )
+    view = derivatives.view(problem.prepared, problem.pixels, shell, problem.box_px)
+    return modes.climb(start, view, problem.data, problem.weight, window, False)
 
 
 def kernel_rows(problem: Problem, at_least: float) -> list[tuple[str, str, float, Cost]]:

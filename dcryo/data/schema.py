@@ -91,7 +91,7 @@ FIELDS: tuple[Field, ...] = (
               star=("rlnLogLikeliContribution",), values="any"),
     _particle("max_probability", "f8", "", "largest posterior probability of a pose",
               star=("rlnMaxValueProbDistribution",), values="any"),
-    _particle("significant_poses", "i8", "", "number of poses that hold most of the posterior",
+    _particle("significant_poses", "i8", "", "number of modes that hold most of the posterior",
               star=("rlnNrOfSignificantSamples",)),
     _optics("name", "U", "", "name of the optics group", star=("rlnOpticsGroupName",)),
     _optics("group", "i4", "", "the file's number of the optics group",

@@ -24,7 +24,8 @@ from dcryo.jobs.dataset import Dataset, cut_shards, left_out_rows, load_dataset,
 from dcryo.jobs.memory import check_memory, expectation_bytes
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
 from dcryo.jobs.outputs import read_maps, write_maps
-from dcryo.kernels import filters, fsc, modes, rotations, sampling
+from dcryo.kernels import filters, fsc, rotations, sampling
+from dcryo.kernels.hold import shares
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import resolution_A, shell_at
 from dcryo.kernels.symmetry import operators
@@ -238,7 +239,7 @@ def _searches(job: _Job, state: State) -> tuple[Search, Search]:
             job.diameter_A,
             job.options.shift_range_A or 0.1 * job.diameter_A,
             posed_shell=posed_shell,
-            shares=modes.shares(state.fsc, float(job.mask.mean()), len(state.norm) / 2 * len(job.operators)),
+            shares=shares(state.fsc, float(job.mask.mean()), len(state.norm) / 2 * len(job.operators)),
             perturbation=turn,
             operators=job.operators,
             profile_scale=state.iteration == 0,

@@ -1,15 +1,9 @@
 """Modes of the posterior over poses, climbed by derivatives, and the Gaussians around them.
 
-A pose is moved by a small rotation vector d on the image's side, A = exp([d]x) A0, and by a change of its shift t.
-With slice S, Y = C X / v at the pose's shift and W = C^2 / v (see `posterior`), the score Re <Y, S> - 1/2 <W, |S|^2> is
-that of a least-squares problem, so its gradient comes with a Hessian that is never negative (Gauss-Newton):
-
-    dS / dd = grad S . (k x e_x, k x e_y, k x e_z),    dY / dt = -i (2 pi / D) k Y,    k = (kx, ky, 0)
-
-grad S is the gradient of the interpolation, turned into the image's frame. Steps are damped as by Levenberg
-(1944) and Marquardt (1963). A component of the posterior is a mode with the Gaussian that its Hessian makes (Laplace's
-approximation), within a Gaussian window: the windows of a grid of rotations add up to one, so that the components that
-are climbed from its points share the posterior among them and count none of it twice.
+Steps are those of Gauss and Newton, damped as by Levenberg (1944) and Marquardt (1963), their curvature corrected by
+what gradients say of it on the way. A component of the posterior is a mode with the Gaussian that its Hessian makes
+(Laplace's approximation), within a Gaussian window: the windows of a grid of rotations add up to one, so that the
+components that are climbed from its points share the posterior among them and count none of it twice.
 """
 
 from typing import NamedTuple
@@ -18,15 +12,8 @@ import numpy as np
 from numba import njit
 
 from dcryo.euler import matrix_from_rotvec
-from dcryo.kernels.interpolation import read_slope
-from dcryo.kernels.shells import HalfPlane
-from dcryo.kernels.slices import locate, numbers, scale
+from dcryo.kernels.derivatives import PARAMETERS, View, evaluate, quadratic, work_space
 
-# A pose has five parameters: three of rotation (rad), two of shift (px).
-PARAMETERS = 5
-_BLOCK = 128
-# Sums over pixels: cross, norm, then gradients of cross (3 and 2) and of norm (3), then the Hessian's 15.
-_CROSS, _NORM, _CROSS_D, _CROSS_T, _NORM_D, _HESSIAN, _SUMS = 0, 1, 2, 5, 7, 10, 25
 # A pose is looked at so many times on its way to a mode, at most.
 _EVALUATIONS = 12
 _FIRST_DAMPING = 1e-3
@@ -86,41 +73,11 @@ class Points(NamedTuple):
 
 class Window(NamedTuple):
     """Where a pose may go from its start: standard deviations of a Gaussian window of rotation vectors and of shifts,
-    and the hold that the reference has on it there, (6,), see `hold`."""
+    and the hold that the reference has on it there, (6,), see `hold.hold`."""
 
     turn_rad: float
     shift_px: float
     hold: np.ndarray
-
-
-def hold(shares: np.ndarray, radius_px: float, box_px: int) -> np.ndarray:
-    """With which force images hold on to the poses at which they were back-projected.
-
-    An image's own noise is part of the reference, at its last pose, and correlates with itself there. With the share h
-    that it has in what a slice of the reference says at its pixels, the score of a pose that displaces the pixels by q
-    gains 2 h rho(q) each, since noise has a mean |X|^2 / v of 2. rho is the transform of the masked volume over its
-    value at 0: for a sphere of radius r, 1 - (2 pi / D)^2 r^2 / 10 q^2 for small q.
-
-    shares: (S,) h per shell, of the shells that are scored. Returns (6,): curvature of the gain at the start, for three
-    rotations (rad^-2) and two shifts (px^-2), and its height. The gain is taken for a Gaussian of these.
-    """
-    shells = np.arange(len(shares))
-    moment = (2 * np.pi / box_px) ** 2 * np.sum(np.pi * shells * shares * shells**2)
-    turn = moment * radius_px**2 / 5
-    return np.array([turn, turn, 2 * turn, moment, moment, 2 * np.sum(np.pi * shells * shares)])
-
-
-def shares(fsc: np.ndarray, mask_fraction: float, images: float) -> np.ndarray:
-    """Mean share that an image has in what a regularised reference says at the image's own pixels, per shell, (S,).
-
-    The shares of all images add up to the degrees of freedom of the map in a shell: its voxels, (2 pi s^2 without
-    Friedel mates) times the part of the box inside the mask, times what the prior leaves of them, which is the FSC. An
-    image has pi s pixels there.
-
-    fsc: (S,) between the halves; images: in a half, times the order of the symmetry.
-    """
-    shells = np.arange(len(fsc))
-    return np.minimum(2 * shells * mask_fraction * np.clip(fsc, 0, 1) / images, 1.0)
 
 
 def started(rotations: np.ndarray, shifts_px: np.ndarray, start: np.ndarray) -> Components:
@@ -141,26 +98,15 @@ def started(rotations: np.ndarray, shifts_px: np.ndarray, start: np.ndarray) -> 
 
 
 def climb(
-    components: Components,
-    prepared: np.ndarray,
-    images: np.ndarray,
-    weights: np.ndarray,
-    pixels: HalfPlane,
-    shell: int,
-    box_px: int,
-    window: Window,
-    profile_scale: bool,
+    components: Components, view: View, images: np.ndarray, weights: np.ndarray, window: Window, profile_scale: bool
 ) -> Components:
-    """Components moved to the nearest modes of the posterior at a resolution.
+    """Components moved to the nearest modes of the posterior at the resolution of a view.
 
-    prepared: Fourier volume; images: (n, >= P) complex64, Y at the last origins; weights: (n, >= P) float32, W; shell:
-    the resolution. Scores of an image that is not finite are not finite.
+    images: (n, >= P) complex64, Y at the last origins; weights: (n, >= P) float32, W. Scores of an image that is not
+    finite are not finite.
     """
     climbed = Components(*(column.copy() for column in components))
-    _climb_all(
-        *climbed, numbers(prepared), prepared.shape, scale(box_px), images, weights, pixels.kx, pixels.ky,
-        pixels.within(shell), pixels.shell_max, box_px, window.turn_rad, window.shift_px, window.hold, profile_scale,
-    )  # fmt: skip
+    _climb_all(climbed, view, images, weights, window, profile_scale)
     return climbed
 
 
@@ -213,141 +159,6 @@ def angular_sd_rad(components: Components) -> np.ndarray:
     """Standard deviation of each component's rotation, root mean square over directions, (K,) in rad."""
     covariance = np.linalg.inv(components.hessian)[:, :3, :3]
     return np.sqrt(np.trace(covariance, axis1=1, axis2=2) / 3)
-
-
-@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def _gather(volume, shape, turn, kx, ky, first, last, out):  # type: ignore[no-untyped-def]
-    """Slice S, its derivative z along the image's z axis, and e that of a turn about it, of a block of pixels.
-
-    turn: rotation times the padding; out: (>= 6, block) float32: S, z and e, real and imaginary each.
-    """
-    row, zero = 2 * shape[2], np.float32(0)
-    for p in range(first, last):
-        u, v = np.float32(kx[p]), np.float32(ky[p])
-        lowest, fx, fy, fz, sign = locate(shape, turn, u, v, zero)
-        real, imaginary, xr, xi, yr, yi, zr, zi = read_slope(volume, 2 * lowest, row, row * shape[1], fx, fy, fz)
-        ex = v * turn[0, 0] - u * turn[1, 0]
-        ey = v * turn[0, 1] - u * turn[1, 1]
-        ez = v * turn[0, 2] - u * turn[1, 2]
-        b = p - first
-        # Of the opposite pixel the value is the conjugate, and the gradient minus the conjugate.
-        out[0, b] = real
-        out[1, b] = sign * imaginary
-        out[2, b] = sign * (turn[2, 0] * xr + turn[2, 1] * yr + turn[2, 2] * zr)
-        out[3, b] = turn[2, 0] * xi + turn[2, 1] * yi + turn[2, 2] * zi
-        out[4, b] = sign * (ex * xr + ey * yr + ez * zr)
-        out[5, b] = ex * xi + ey * yi + ez * zi
-
-
-@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def _evaluate(volume, shape, rotation, shift, image, weights, kx, ky, count, shell_max, box, block, phases, out):  # type: ignore[no-untyped-def]
-    """Sums over `count` pixels: Re <Y, S>, <W, |S|^2>, their gradients and the Gauss-Newton Hessian of half the latter.
-
-    block: (10, _BLOCK) float32 and phases: (2, 2, 2 shell_max + 1) float32 are work space; out: (_SUMS,) float64.
-    """
-    unit = 2 * np.pi / box
-    for k in range(-shell_max, shell_max + 1):
-        for axis in range(2):
-            angle = -unit * k * shift[axis]
-            phases[axis, 0, k + shell_max] = np.cos(angle)
-            phases[axis, 1, k + shell_max] = np.sin(angle)
-    out[:] = 0
-    c = np.float32(unit)
-    for first in range(0, count, _BLOCK):
-        last = min(first + _BLOCK, count)
-        _gather(volume, shape, rotation, kx, ky, first, last, block)
-        for p in range(first, last):
-            ix, iy = kx[p] + shell_max, ky[p] + shell_max
-            pr = phases[0, 0, ix] * phases[1, 0, iy] - phases[0, 1, ix] * phases[1, 1, iy]
-            pi = phases[0, 0, ix] * phases[1, 1, iy] + phases[0, 1, ix] * phases[1, 0, iy]
-            block[6, p - first] = image[p].real * pr - image[p].imag * pi
-            block[7, p - first] = image[p].real * pi + image[p].imag * pr
-            block[8, p - first] = kx[p]
-            block[9, p - first] = ky[p]
-        zero = np.float32(0)
-        cross = norm = c1 = c2 = c3 = tx = ty = n1 = n2 = n3 = zero
-        h11 = h12 = h22 = h13 = h23 = h33 = zero
-        h1x = h1y = h2y = h3x = h3y = hxx = hxy = hyy = zero
-        for b in range(last - first):
-            u, v, w = block[8, b], block[9, b], weights[first + b]
-            sr, si, yr, yi = block[0, b], block[1, b], block[6, b], block[7, b]
-            zr, zi, er, ei = block[2, b], block[3, b], block[4, b], block[5, b]
-            cross += sr * yr + si * yi
-            power = w * (sr * sr + si * si)
-            norm += power
-            zy = zr * yr + zi * yi
-            c1 -= v * zy
-            c2 += u * zy
-            c3 += er * yr + ei * yi
-            turn = sr * yi - si * yr
-            tx += u * turn
-            ty += v * turn
-            zs = w * (zr * sr + zi * si)
-            n1 -= v * zs
-            n2 += u * zs
-            n3 += w * (er * sr + ei * si)
-            zz = w * (zr * zr + zi * zi)
-            h11 += v * v * zz
-            h12 -= u * v * zz
-            h22 += u * u * zz
-            ze = w * (zr * er + zi * ei)
-            h13 -= v * ze
-            h23 += u * ze
-            h33 += w * (er * er + ei * ei)
-            # Re (conj(dS) i S)
-            zq = w * (zi * sr - zr * si)
-            eq = w * (ei * sr - er * si)
-            h1x -= u * v * zq
-            h1y -= v * v * zq
-            h2y += u * u * zq  # the entry (2, x); (2, y) is minus (1, x)
-            h3x += u * eq
-            h3y += v * eq
-            hxx += u * u * power
-            hxy += u * v * power
-            hyy += v * v * power
-        out[0] += cross
-        out[1] += norm
-        out[2] += c1
-        out[3] += c2
-        out[4] += c3
-        out[5] += c * tx
-        out[6] += c * ty
-        out[7] += n1
-        out[8] += n2
-        out[9] += n3
-        out[10] += h11
-        out[11] += h12
-        out[12] += h13
-        out[13] += c * h1x
-        out[14] += c * h1y
-        out[15] += h22
-        out[16] += h23
-        out[17] += c * h2y
-        out[18] -= c * h1x
-        out[19] += h33
-        out[20] += c * h3x
-        out[21] += c * h3y
-        out[22] += c * c * hxx
-        out[23] += c * c * hxy
-        out[24] += c * c * hyy
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _quadratic(sums, profile, gradient, hessian):  # type: ignore[no-untyped-def]
-    """Score, gradient and Hessian (of minus the score) from the sums; over the grey scale's best value if profiled."""
-    a = 1.0
-    if profile:
-        a = max(sums[_CROSS], 0.0) / max(sums[_NORM], 1e-30)
-    for j in range(3):
-        gradient[j] = a * sums[_CROSS_D + j] - a * a * sums[_NORM_D + j]
-    for j in range(2):
-        gradient[3 + j] = a * sums[_CROSS_T + j]
-    n = _HESSIAN
-    for i in range(PARAMETERS):
-        for j in range(i, PARAMETERS):
-            hessian[i, j] = hessian[j, i] = a * a * sums[n]
-            n += 1
-    return a * sums[_CROSS] - 0.5 * a * a * sums[_NORM]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -456,97 +267,101 @@ def _turn_between(first, second, out):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _climb_all(  # type: ignore[no-untyped-def]
-    start, rotations, shifts, centres, scores, log_weights, hessians, volume, shape, padding, images, weights, kx, ky,
-    count, shell_max, box, window_turn, window_shift, hold, profile,
-):  # fmt: skip
-    block = np.empty((10, _BLOCK), dtype=np.float32)
-    phases = np.empty((2, 2, 2 * shell_max + 1), dtype=np.float32)
-    sums = np.empty(_SUMS)
-    turn_scaled = np.empty((3, 3), dtype=np.float32)
+def _climb_all(components, view, images, weights, window, profile):  # type: ignore[no-untyped-def]
+    work, away = work_space(view.shell_max), np.empty(PARAMETERS)
     prior = np.empty(PARAMETERS)
-    prior[:3] = 1 / window_turn**2
-    prior[3:] = 1 / window_shift**2
+    prior[:3] = 1 / window.turn_rad**2
+    prior[3:] = 1 / window.shift_px**2
     log_prior = 0.5 * np.sum(np.log(prior))
-    gradient, trial_gradient = np.empty(PARAMETERS), np.empty(PARAMETERS)
-    hessian, trial_hessian = np.empty((PARAMETERS, PARAMETERS)), np.empty((PARAMETERS, PARAMETERS))
-    curvature = np.empty((PARAMETERS, PARAMETERS))
-    damped, lower = np.empty((PARAMETERS, PARAMETERS)), np.zeros((PARAMETERS, PARAMETERS))
-    step, away = np.empty(PARAMETERS), np.empty(PARAMETERS)
-    rotation, trial_rotation = np.empty((3, 3)), np.empty((3, 3))
-    shift, trial_shift = np.empty(2), np.empty(2)
+    lower = np.zeros((PARAMETERS, PARAMETERS))
     for i in range(len(images)):
-        for n in range(start[i], start[i + 1]):
-            trial_rotation[:] = rotations[n]
-            trial_shift[:] = shifts[n]
-            best, score = -np.inf, 0.0
-            damping = _FIRST_DAMPING
-            for evaluation in range(_EVALUATIONS):
-                turn_scaled[:] = padding * trial_rotation
-                _evaluate(
-                    volume, shape, turn_scaled, trial_shift, images[i], weights[i], kx, ky, count, shell_max, box,
-                    block, phases, sums,
-                )  # fmt: skip
-                trial_score = _quadratic(sums, profile, trial_gradient, trial_hessian)
-                _turn_between(trial_rotation, centres[n], away)
-                away[3:] = trial_shift
-                value = trial_score
-                if hold[5] > 0:
-                    far = 0.0
-                    for j in range(PARAMETERS):
-                        far += hold[j] * away[j] ** 2
-                    gain = np.exp(-0.5 * far / hold[5])
-                    value -= hold[5] * gain
-                    for j in range(PARAMETERS):
-                        trial_gradient[j] += hold[j] * away[j] * gain
-                for j in range(PARAMETERS):
-                    value -= 0.5 * prior[j] * away[j] ** 2
-                    trial_gradient[j] -= prior[j] * away[j]
-                    trial_hessian[j, j] += prior[j]
-                if evaluation == 0:
-                    curvature[:] = trial_hessian
-                    for j in range(PARAMETERS):
-                        # Its own noise, half of whose hold is left, bends the score too.
-                        curvature[j, j] += hold[j]
-                else:
-                    _learn(curvature, step, gradient, trial_gradient, away)
-                if value > best or evaluation == 0:
-                    damping *= 0.2
-                    best, score = value, trial_score
-                    rotation[:] = trial_rotation
-                    shift[:] = trial_shift
-                    gradient[:] = trial_gradient
-                    hessian[:] = trial_hessian
-                else:
-                    damping = max(10 * damping, 0.05)
-                damped[:] = curvature
-                for j in range(PARAMETERS):
-                    damped[j, j] *= 1 + damping
-                _factor(damped, lower)
-                _substitute(lower, gradient, step)
-                gain = 0.0
-                for j in range(PARAMETERS):
-                    gain += 0.5 * step[j] * gradient[j]
-                small = not gain > _SMALL_GAIN
-                turn = np.sqrt(step[0] ** 2 + step[1] ** 2 + step[2] ** 2)
-                if turn > _LONGEST_TURN:
-                    step *= _LONGEST_TURN / turn
-                _turned(rotation, step, trial_rotation)
-                trial_shift[0] = shift[0] + step[3]
-                trial_shift[1] = shift[1] + step[4]
-                if small:
-                    # So near to the mode the quadratic form is as good as another look.
-                    rotation[:] = trial_rotation
-                    shift[:] = trial_shift
-                    best += gain
-                    score += gain
-                    break
-            rotations[n] = rotation
-            shifts[n] = shift
-            scores[n] = score
-            hessians[n] = hessian
+        for n in range(components.start[i], components.start[i + 1]):
+            value, score = _climb_one(
+                components.rotation[n], components.shift[n], components.hessian[n], components.centre[n], view,
+                images[i], weights[i], prior, window.hold, profile, work, away,
+            )  # fmt: skip
+            components.score[n] = score
             # Laplace: the integral over window times likelihood around the mode.
-            log_weights[n] = best + log_prior - 0.5 * _factor(hessian, lower)
+            components.log_weight[n] = value + log_prior - 0.5 * _factor(components.hessian[n], lower)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _climb_one(  # type: ignore[no-untyped-def]
+    rotation, shift, hessian, centre, view, image, weights, prior, hold, profile, work, away
+):
+    """Move a pose to the mode nearest to it, in place, and write the Hessian there. Returns the log-posterior and the
+    score.
+
+    prior: (5,) precision of the window around the centre; hold: as in `Window`.
+    """
+    gradient, trial_gradient = np.empty(PARAMETERS), np.empty(PARAMETERS)
+    trial_hessian, curvature = np.empty((PARAMETERS, PARAMETERS)), np.empty((PARAMETERS, PARAMETERS))
+    damped, lower = np.empty((PARAMETERS, PARAMETERS)), np.zeros((PARAMETERS, PARAMETERS))
+    step = np.empty(PARAMETERS)
+    trial_rotation, trial_shift = rotation.copy(), shift.copy()
+    best, score = -np.inf, 0.0
+    damping = _FIRST_DAMPING
+    for evaluation in range(_EVALUATIONS):
+        evaluate(view, trial_rotation, trial_shift, image, weights, work)
+        trial_score = quadratic(work.sums, profile, trial_gradient, trial_hessian)
+        _turn_between(trial_rotation, centre, away)
+        away[3:] = trial_shift
+        value = trial_score + _add_prior(away, prior, hold, trial_gradient, trial_hessian)
+        if evaluation == 0:
+            curvature[:] = trial_hessian
+            for j in range(PARAMETERS):
+                # Its own noise, half of whose hold is left, bends the score too.
+                curvature[j, j] += hold[j]
+        else:
+            _learn(curvature, step, gradient, trial_gradient, away)
+        if value > best or evaluation == 0:
+            damping *= 0.2
+            best, score = value, trial_score
+            rotation[:] = trial_rotation
+            shift[:] = trial_shift
+            gradient[:] = trial_gradient
+            hessian[:] = trial_hessian
+        else:
+            damping = max(10 * damping, 0.05)
+        damped[:] = curvature
+        for j in range(PARAMETERS):
+            damped[j, j] *= 1 + damping
+        _factor(damped, lower)
+        _substitute(lower, gradient, step)
+        gain = 0.0
+        for j in range(PARAMETERS):
+            gain += 0.5 * step[j] * gradient[j]
+        turn = np.sqrt(step[0] ** 2 + step[1] ** 2 + step[2] ** 2)
+        if turn > _LONGEST_TURN:
+            step *= _LONGEST_TURN / turn
+        _turned(rotation, step, trial_rotation)
+        trial_shift[0] = shift[0] + step[3]
+        trial_shift[1] = shift[1] + step[4]
+        if not gain > _SMALL_GAIN:
+            # So near to the mode the quadratic form is as good as another look.
+            rotation[:] = trial_rotation
+            shift[:] = trial_shift
+            return best + gain, score + gain
+    return best, score
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _add_prior(away, prior, hold, gradient, hessian):  # type: ignore[no-untyped-def]
+    """Log of the window, less the hold's gain, at a pose so far away from the centre; its derivatives are added."""
+    value = 0.0
+    if hold[PARAMETERS] > 0:
+        far = 0.0
+        for j in range(PARAMETERS):
+            far += hold[j] * away[j] ** 2
+        share = np.exp(-0.5 * far / hold[PARAMETERS])
+        value -= hold[PARAMETERS] * share
+        for j in range(PARAMETERS):
+            gradient[j] += hold[j] * away[j] * share
+    for j in range(PARAMETERS):
+        value -= 0.5 * prior[j] * away[j] ** 2
+        gradient[j] -= prior[j] * away[j]
+        hessian[j, j] += prior[j]
+    return value
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

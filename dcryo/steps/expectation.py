@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dcryo.kernels import fft, modes, posterior, sampling, slices
+from dcryo.kernels import derivatives, fft, modes, posterior, sampling, slices
 from dcryo.kernels.modes import Components
 from dcryo.kernels.posterior import Weighed
 from dcryo.kernels.shells import HalfPlane, half_plane
@@ -151,9 +151,8 @@ def fold(
     model = _model(batch, variance, pixels)
     components = _starts(batch, model, search, pixels, grid)
     for shell, window in zip(search.shells, search.windows, strict=True):
-        components = modes.climb(
-            components, reference, model.data, model.weight, pixels, shell, box, window, search.profile_scale
-        )
+        view = derivatives.view(reference, pixels, shell, box)
+        components = modes.climb(components, view, model.data, model.weight, window, search.profile_scale)
         temperature = 1.0 if shell == search.shells[-1] else search.temperature
         components, probability = modes.settled(
             components, search.operators, temperature, search.fraction, search.maximum

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dcryo.kernels.modes import Window, hold
+from dcryo.kernels.hold import hold
+from dcryo.kernels.modes import Window
 from dcryo.kernels.sampling import order_for_step, step_deg
 from dcryo.kernels.shells import resolution_A, shell_at
 
@@ -74,7 +75,7 @@ def plan_search(
 
     diameter_A: of the particle; posed_shell: resolution at which the last poses were found, 0 where there are none;
     they are trusted once the resolution is fine enough; shares: (> shell,) of an image in the reference
-    (`modes.shares`).
+    (`hold.shares`).
     """
     radius_A = diameter_A / 2
     resolution = resolution_A(max(shell, 1), box_px, pixel_size_A)

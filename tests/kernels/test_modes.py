@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
 from dcryo.euler import matrix_from_rotvec
-from dcryo.kernels import modes, posterior, sampling, slices, solve
+from dcryo.kernels import derivatives, hold, modes, posterior, sampling, slices, solve
 from dcryo.kernels.masks import sphere
 from dcryo.kernels.modes import Components, Window
 from dcryo.kernels.rotations import angle_between_deg, random_rotations
@@ -89,8 +89,9 @@ class Scene:
         rows = slice(None) if rows is None else slice(rows, rows + 1)
         start = np.arange(len(rotations) + 1) if rows.stop is None else np.array([0, len(rotations)])
         return modes.climb(
-            modes.started(rotations, shifts, start), self.reference if reference is None else reference,
-            self.data[rows], self.weights[rows], PIXELS, shell, BOX, window, profile_scale,
+            modes.started(rotations, shifts, start),
+            derivatives.view(self.reference if reference is None else reference, PIXELS, shell, BOX),
+            self.data[rows], self.weights[rows], window, profile_scale,
         )  # fmt: skip
 
 
@@ -134,13 +135,12 @@ def keep_steady_pixels(scene, row, rotation):
 
 
 def evaluated(scene, row, rotation, shift, count):
-    sums = np.full(25, np.nan)
-    modes._evaluate(
-        slices.numbers(scene.reference), scene.reference.shape, slices.scaled(rotation, BOX), shift, scene.data[row],
-        scene.weights[row], PIXELS.kx, PIXELS.ky, count, SHELL, BOX, np.empty((10, 128), np.float32),
-        np.empty((2, 2, 2 * SHELL + 1), np.float32), sums,
-    )  # fmt: skip
-    return sums
+    view = derivatives.view(scene.reference, PIXELS, SHELL, BOX)._replace(used=count)
+    work = derivatives.work_space(SHELL)
+    for array in work:
+        array[:] = np.nan
+    derivatives.evaluate(view, rotation, shift, scene.data[row], scene.weights[row], work)
+    return work.sums
 
 
 @pytest.mark.parametrize("shell", [2, 7, SHELL])
@@ -176,7 +176,7 @@ def test_score_and_gradient_are_those_of_the_log_likelihood(profile_scale):
         rotation, shift = moved_by(scene.rotation[row], scene.shift[row], np.array([-0.1, 0.04, 0.07, -0.5, 0.5]))
         keep_steady_pixels(scene, row, rotation)
         sums = evaluated(scene, row, rotation, shift, COUNT)
-        score = modes._quadratic(sums, profile_scale, gradient, hessian)
+        score = derivatives.quadratic(sums, profile_scale, gradient, hessian)
         assert score == pytest.approx(of_pose(row, rotation, shift), rel=1e-4)
         slopes = differences(lambda p, pose=(rotation, shift), row=row: of_pose(row, *moved_by(*pose, p)), STEPS)
         np.testing.assert_allclose(gradient, slopes, atol=TOLERANCE * np.abs(slopes).max())
@@ -197,14 +197,14 @@ def test_the_hessian_is_that_of_gauss_and_newton():
 
         jacobian = differences(model, STEPS)
         expected = ((np.conj(jacobian) * scene.weights[row]) @ jacobian.T).real
-        modes._quadratic(evaluated(scene, row, *pose, COUNT), False, gradient, hessian)
+        derivatives.quadratic(evaluated(scene, row, *pose, COUNT), False, gradient, hessian)
         width = np.sqrt(np.diag(expected))
         np.testing.assert_allclose(hessian / np.outer(width, width), expected / np.outer(width, width), atol=1e-3)
         np.testing.assert_array_equal(hessian, hessian.T)
         # Of the profiled score it is that of the reference at its best grey scale.
         sums = evaluated(scene, row, *pose, COUNT)
         profiled = np.empty((5, 5))
-        modes._quadratic(sums, True, gradient, profiled)
+        derivatives.quadratic(sums, True, gradient, profiled)
         np.testing.assert_allclose(profiled, (sums[0] / sums[1]) ** 2 * hessian, rtol=1e-12)
 
 
@@ -314,7 +314,8 @@ def test_components_climb_alone():
     whole = scene.climb(rotations, shifts)
     before = modes.started(rotations, shifts, np.arange(6))
     kept = Components(*(column.copy() for column in before))
-    modes.climb(before, scene.reference, scene.data, scene.weights, PIXELS, SHELL, BOX, ANYWHERE, False)
+    view = derivatives.view(scene.reference, PIXELS, SHELL, BOX)
+    modes.climb(before, view, scene.data, scene.weights, ANYWHERE, False)
     for one, other in zip(before, kept, strict=True):
         np.testing.assert_array_equal(one, other)
     for row in range(5):
@@ -581,7 +582,7 @@ def test_the_hold_is_the_curvature_of_the_gain():
         phase = 2 * np.pi / box * (k[:, :2] @ parameters[3:])
         return np.sum(2 * share * rho * np.cos(phase))
 
-    found = modes.hold(shares, radius, box)
+    found = hold.hold(shares, radius, box)
     height = gain(np.zeros(5))
     assert found[5] == pytest.approx(height, rel=0.01)
     for n, step in enumerate([0.01, 0.01, 0.01, 0.1, 0.1]):
@@ -591,11 +592,11 @@ def test_the_hold_is_the_curvature_of_the_gain():
 
 def test_shares_add_up_to_the_degrees_of_freedom_of_the_map():
     fsc = np.concatenate([np.ones(10), np.linspace(1, -0.2, 31)])
-    found, shells = modes.shares(fsc, 0.2, 5000), np.arange(41)
+    found, shells = hold.shares(fsc, 0.2, 5000), np.arange(41)
     freedom = 2 * np.pi * shells**2 * 0.2 * np.clip(fsc, 0, 1)
     np.testing.assert_allclose(5000 * found * np.pi * shells, freedom)
     # Of one image there is nothing else in the map.
-    assert modes.shares(fsc, 0.2, 1).max() == 1 and (found < 0.01).all()
+    assert hold.shares(fsc, 0.2, 1).max() == 1 and (found < 0.01).all()
 
 
 class Held:
@@ -619,7 +620,7 @@ class Held:
         mask = sphere(BOX, 2 * RADIUS_PX + 5, 2.0)
         of_noise = mask * solve.maximise(sums, None, precision, operators("C1"), BOX)
         self.reference = scene.reference + slices.prepare(of_noise, SHELL)
-        self.shares = modes.shares(np.full(SHELL + 1, fsc), float(np.mean(mask)), count)
+        self.shares = hold.shares(np.full(SHELL + 1, fsc), float(np.mean(mask)), count)
         # Share of an image's noise in what a slice of the reference says of it: by regression, per shell.
         held = slices.extract(self.reference - scene.reference, self.rotations, PIXELS, BOX)
         cross = np.sum((np.conj(noise_of) * held).real, axis=0)
@@ -640,7 +641,7 @@ def test_an_image_has_its_share_in_the_reference(held):
 def test_an_image_holds_on_to_its_pose_less_once_the_hold_is_taken_off(held):
     """Poses go towards the truth by a part of the way there: 1 where they reach it, 0 where they stay."""
     scene, start = held.scene, np.zeros((len(held.rotations), 2))
-    force = modes.hold(held.shares, RADIUS_PX + 2, BOX)
+    force = hold.hold(held.shares, RADIUS_PX + 2, BOX)
 
     def way_gone(hold, reference):
         climbed = scene.climb(held.rotations, start, Window(0.2, 2.0, hold), reference=reference)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcryo.kernels.modes import hold
+from dcryo.kernels.hold import hold
 from dcryo.kernels.rotations import random_rotations
 from dcryo.kernels.sampling import global_grid, rotation_matrices, step_deg
 from dcryo.kernels.shells import resolution_A
