@@ -250,6 +250,11 @@ class Shard:
     origin_px: np.ndarray
     trusted: np.ndarray
 
+    def transfer(self, some: slice) -> np.ndarray:
+        """CTFs of a batch, (n, P) float32 on `half_plane(D // 2)`."""
+        every = half_plane(self.store.box_px // 2)
+        return ctf(every.kx, every.ky, self.store.box_px, *(column[some] for column in self.ctf))
+
     def read(self, some: slice) -> tuple[Batch, dict[int, str]]:
         """A batch of the shard's images with their CTFs; and which of them cannot be used, as position -> reason.
 
@@ -257,8 +262,7 @@ class Shard:
         """
         read = self.store.read(self.rows[some])
         images, bad = read.images, dict(read.bad)
-        every = half_plane(self.store.box_px // 2)
-        values = ctf(every.kx, every.ky, self.store.box_px, *(column[some] for column in self.ctf))
+        values = self.transfer(some)
         largest = np.abs(values).max(axis=1)
         for position in np.flatnonzero(~(largest <= _CTF_LARGEST)).tolist():
             bad.setdefault(position, f"its CTF reaches {largest[position]:g}; see its B factor and scale")

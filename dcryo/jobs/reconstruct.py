@@ -94,23 +94,33 @@ def _maps(
 ) -> tuple[em.Maps, list[dict]]:
     """The maps, and the rows that could not be used.
 
-    The images are back-projected twice: as they are, for a first map of each half, and less the slices of that, for the
-    step from it to the map that explains them best (`solve.maximise`).
+    The images are back-projected for a first map of each half, whose slices are then taken off the sums, which needs no
+    image: what is left is the step from it to the map that explains them best (`solve.maximise`).
     """
-    box = data.store.box_px
-    nyquist = box // 2
+    nyquist = data.store.box_px // 2
     volumes, references, results, ones = [], [], [], np.ones(len(data.particles))
     for half in (1, 2):
         shards = cut_shards(data, half, ones, ones, data.rotation, data.origin_px, ones > 0)
-        sums, _ = _summed(shards, None, f"first-half{half}")
+        slabs = len(em.slab_bounds(nyquist, data.store.box_px))
+        outs = [
+            graph.call(back_project_shard, shard, name=f"back-project-{shard.name}", parts=slabs + 1)
+            for shard in shards
+        ]
+        sums = _trees(outs, slabs, f"half{half}")
+        left_out = [out[slabs] for out in outs]
         accumulator = graph.call(maximisation.assemble, sums, group, name=f"first-assemble-{half}")
         first = graph.call(maximisation.first_map, accumulator, mask, group, nyquist, name=f"first-map-{half}")
         prepared = graph.call(
             em.write_reference, first, nyquist, scratch / f"reference{half}.npy", name=f"reference-{half}"
         )
-        sums, left_out = _summed(shards, prepared, f"half{half}")
+        outs = [
+            graph.call(take_off_shard, shard, prepared, bad, name=f"take-off-{shard.name}", parts=slabs)
+            for shard, bad in zip(shards, left_out, strict=True)
+        ]
+        taken_off = _trees(outs, slabs, f"taken-off-half{half}")
+        pairs = zip(sums, taken_off, strict=True)
+        volumes.append([graph.tree_sum(pair, name=f"step-half{half}-slab{part}") for part, pair in enumerate(pairs)])
         references.append(first)
-        volumes.append(sums)
         results.append(left_out)
     maps = em.maximise(volumes, references, group, nyquist, mask, last=True)
     maps, results = graph.compute((maps, results), cluster)
@@ -118,27 +128,35 @@ def _maps(
     return maps, rows
 
 
-def _summed(shards: list[Shard], reference: graph.Task | None, name: str) -> tuple[list, list]:
-    """Tasks: the slabs of a half's back-projection, and what each shard left out."""
-    slabs = len(em.slab_bounds(shards[0].store.box_px // 2, shards[0].store.box_px))
-    outs = [
-        graph.call(back_project_shard, shard, reference, name=f"back-project-{name}-{shard.name}", parts=slabs + 1)
-        for shard in shards
-    ]
-    trees = [graph.tree_sum([out[part] for out in outs], name=f"{name}-slab{part}") for part in range(slabs)]
-    return trees, [out[slabs] for out in outs]
+def _trees(outs: list, slabs: int, name: str) -> list[graph.Task]:
+    """Sums over shards of each slab."""
+    return [graph.tree_sum([out[part] for out in outs], name=f"{name}-slab{part}") for part in range(slabs)]
 
 
-def back_project_shard(shard: Shard, reference_path: Path | None) -> tuple:
+def back_project_shard(shard: Shard) -> tuple:
     """The task: slabs of the shard's accumulator, and position -> reason of what was left out."""
     box = shard.store.box_px
-    nyquist = box // 2
-    reference = None if reference_path is None else em.read_reference(reference_path)
-    volume = expectation.empty_sums(nyquist, 1, box).volume
+    volume = expectation.empty_sums(box // 2, 1, box).volume
     left_out: dict[int, str] = {}
     for first in range(0, len(shard.rows), BATCH):
         batch, bad = shard.read(slice(first, first + BATCH))
-        usable = expectation.back_project(volume, batch, half_plane(nyquist), reference)
+        usable = expectation.back_project(volume, batch, half_plane(box // 2))
         bad = dict.fromkeys(np.flatnonzero(~usable).tolist(), "the image is not finite") | bad
         left_out.update({first + position: reason for position, reason in bad.items()})
-    return *(volume[bounds] for bounds in em.slab_bounds(nyquist, box)), left_out
+    return *(volume[bounds] for bounds in em.slab_bounds(box // 2, box)), left_out
+
+
+def take_off_shard(shard: Shard, reference_path: Path, left_out: dict[int, str]) -> tuple:
+    """The task: slabs of what a reference's slices take off the accumulator of a shard, but for what was left out."""
+    box = shard.store.box_px
+    reference = em.read_reference(reference_path)
+    volume = expectation.empty_sums(box // 2, 1, box).volume
+    kept = np.ones(len(shard.rows), dtype=bool)
+    kept[list(left_out)] = False
+    for first in range(0, len(shard.rows), BATCH):
+        some = slice(first, first + BATCH)
+        used = kept[some]
+        expectation.take_off(
+            volume, reference, shard.rotation[some][used], shard.transfer(some)[used], half_plane(box // 2), box
+        )
+    return tuple(volume[bounds] for bounds in em.slab_bounds(box // 2, box))

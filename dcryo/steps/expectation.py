@@ -258,18 +258,28 @@ def _learnt(
     )
 
 
-def back_project(volume: np.ndarray, batch: Batch, pixels: HalfPlane, reference: np.ndarray | None) -> np.ndarray:
+def back_project(volume: np.ndarray, batch: Batch, pixels: HalfPlane) -> np.ndarray:
     """Add images at the poses they came with to an accumulator, in place: C X with weight C^2.
 
-    volume: as `Sums.volume`; reference: from `slices.prepare`, whose slices are taken off the images beforehand, or
-    None. Returns (n,) bool, False where the image or its CTF is not finite and was left out.
+    volume: as `Sums.volume`. Returns (n,) bool, False where the image or its CTF is not finite and was left out.
     """
     box = batch.images.shape[-1]
     one = np.ones((len(batch.images), pixels.shell_max + 1), dtype=np.float32)
     ctf, every = batch.ctf[:, : len(pixels.kx)], half_plane(box // 2)
     data, weight, of_image = posterior.weigh(_transforms(batch), batch.norm, ctf, one, batch.origin_px, pixels, every)
     usable = np.isfinite(of_image).all(axis=1) & np.isfinite(ctf).all(axis=1)
-    if reference is not None:
-        data -= weight * slices.extract(reference, batch.rotation, pixels, box)
     slices.insert(volume, batch.rotation[usable], data[usable], weight[usable], pixels, box)
     return usable
+
+
+def take_off(
+    volume: np.ndarray, reference: np.ndarray, rotation: np.ndarray, ctf: np.ndarray, pixels: HalfPlane, box_px: int
+) -> None:
+    """Take the slices of a reference off images that `back_project` added, in place: what is left are innovations.
+
+    volume: as `Sums.volume`; reference: from `slices.prepare`; rotation: (n, 3, 3); ctf: (n, >= P) float32.
+    """
+    weight = ctf[:, : len(pixels.kx)] ** 2
+    slices.insert(
+        volume, rotation, -weight * slices.extract(reference, rotation, pixels, box_px), 0 * weight, pixels, box_px
+    )
