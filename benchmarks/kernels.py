@@ -218,7 +218,7 @@ def add_scores(problem: Problem, add: Callable) -> None:
     box, pixel_A = problem.box_px, WIDTH_A / problem.box_px
     shell = shells.shell_at(INITIAL_LOWPASS_A / 2, box, pixel_A)
     search = plan_search(shell, box, pixel_A, DIAMETER_A, SHIFT_RANGE_A, 0, np.zeros(box // 2 + 1), np.eye(3))
-    grid = expectation.global_grid(problem.prepared, search, np.eye(3)[None], box)
+    grid = expectation.global_grid(problem.prepared, search, box)
     if grid is None:
         raise SystemExit("a first search was planned without a grid; the benchmark no longer fits dcryo")
     rotations, count = grid.slices.shape
