@@ -35,8 +35,9 @@ from dcryo.steps.search import Search, plan_search
 # Shells beyond the resolution that are back-projected too, so that the FSC can grow into them.
 _HEADROOM_SHELLS, _HEADROOM = 12, 0.5
 # A resolution is better only by more than this many shells, an FSC only if its sum over shells grows by more than this
-# part; after so many iterations without either, the run has converged.
-_PROGRESS_SHELLS, _PROGRESS_FSC = 0.5, 0.005
+# part, poses are surer only if their mean probability grows by more than this (that of weak images does so for long
+# before the resolution moves); after so many iterations without any, the run has converged.
+_PROGRESS_SHELLS, _PROGRESS_FSC, _PROGRESS_PROBABILITY = 0.5, 0.005, 0.01
 _PATIENCE, _PATIENCE_AT_NYQUIST = 2, 1
 _ALL_BUT_NYQUIST = 0.95
 # And the poses turn by less than this part of their uncertainty, or it is not for want of patience.
@@ -320,7 +321,8 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
     crossing = _crossing(made, shell_max)
     agreement = float(made.maps.fsc.masked[: shell_max + 1].sum())
     better = crossing > state.best_shell + _PROGRESS_SHELLS or agreement > state.best_fsc * (1 + _PROGRESS_FSC)
-    stalled = 0 if better else state.stalled + 1
+    surer = columns["max_probability"].mean() > state.max_probability.mean() + _PROGRESS_PROBABILITY
+    stalled = 0 if better or surer else state.stalled + 1
     patience = _PATIENCE_AT_NYQUIST if crossing >= _ALL_BUT_NYQUIST * (job.box_px // 2) else _PATIENCE
     converged = stalled >= patience and (settled or stalled >= _LONG_PATIENCE)
     number = state.iteration + 1
