@@ -9,13 +9,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
-import dask
+import dask.threaded
 import numpy as np
 from dask.delayed import Delayed as Task
 from dask.delayed import delayed
 from threadpoolctl import threadpool_limits
 
 from dcryo.cluster import Cluster
+
+# Dask imports distributed to find a scheduler by its name, which takes longer than a small graph.
+_LOCAL = {"threads": dask.threaded.get, "synchronous": dask.get}
 
 _thread = threading.local()
 
@@ -59,4 +62,5 @@ def tree_sum(terms: Sequence[Task], name: str) -> Task:
 def compute(nodes: Any, cluster: Cluster) -> Any:
     """Values of the tasks in `nodes` (any nesting of lists, tuples and dicts), computed on a cluster."""
     options = {} if cluster.workers is None else {"num_workers": cluster.workers}
-    return dask.compute(nodes, scheduler=cluster.scheduler, optimize_graph=False, **options)[0]
+    scheduler = _LOCAL.get(cluster.scheduler, cluster.scheduler)
+    return dask.compute(nodes, scheduler=scheduler, optimize_graph=False, **options)[0]

@@ -63,13 +63,13 @@ class Half(NamedTuple):
 class Maps(NamedTuple):
     """What the maximisation step makes of the sums of two halves.
 
-    plain, regularised: two maps (D, D, D) float32 each; fsc: between the plain ones; merged: the map of all particles,
-    None but in a last iteration.
+    plain: two maps (D, D, D) float32; fsc: between them; regularised: the two references of the next iteration, None in
+    a last one; merged: the map of all particles, None but in a last one.
     """
 
     plain: list
-    regularised: list
     fsc: HalfFsc
+    regularised: list | None
     merged: np.ndarray | None
 
 
@@ -96,7 +96,7 @@ def iterate(
     cluster: Cluster,
     last: bool,
 ) -> Iteration:
-    """Expectation over all shards, maximisation of both halves; the merged map too where it is the last iteration.
+    """Expectation over all shards, maximisation of both halves.
 
     references: two maps (D, D, D) float32, masked, one for each half; mask: (D, D, D), for the FSC; scratch: a
     directory that all workers see.
@@ -148,16 +148,16 @@ def maximise(
         for half, pair in enumerate(pairs, start=1)
     ]
     fsc = graph.call(maximisation.half_fsc, *plain, mask, name="fsc")
-    regularised = [
-        graph.call(maximisation.regularised_map, *pair, fsc, operators, shell_max, box, name=f"regularise-{half}")
-        for half, pair in enumerate(pairs, start=1)
-    ]
-    merged = None
     if last:
         merged = graph.call(
             maximisation.merged_map, *accumulators, references, fsc, operators, shell_max, box, name="merge"
         )
-    return Maps(plain, regularised, fsc, merged)
+        return Maps(plain, fsc, None, merged)
+    regularised = [
+        graph.call(maximisation.regularised_map, *pair, fsc, operators, shell_max, box, name=f"regularise-{half}")
+        for half, pair in enumerate(pairs, start=1)
+    ]
+    return Maps(plain, fsc, regularised, None)
 
 
 def merged(maps: Maps) -> np.ndarray:

@@ -114,12 +114,16 @@ def _maps(
             em.write_reference, first, nyquist, scratch / f"reference{half}.npy", name=f"reference-{half}"
         )
         outs = [
-            graph.call(take_off_shard, shard, prepared, bad, name=f"take-off-{shard.name}", parts=slabs)
+            graph.call(reference_shard, shard, prepared, bad, name=f"back-project-reference-{shard.name}", parts=slabs)
             for shard, bad in zip(shards, left_out, strict=True)
         ]
-        taken_off = _trees(outs, slabs, f"taken-off-half{half}")
-        pairs = zip(sums, taken_off, strict=True)
-        volumes.append([graph.tree_sum(pair, name=f"step-half{half}-slab{part}") for part, pair in enumerate(pairs)])
+        of_reference = _trees(outs, slabs, f"reference-half{half}")
+        volumes.append(
+            [
+                graph.call(maximisation.innovations, *pair, name=f"innovations-half{half}-slab{part}")
+                for part, pair in enumerate(zip(sums, of_reference, strict=True))
+            ]
+        )
         references.append(first)
         results.append(left_out)
     maps = em.maximise(volumes, references, group, nyquist, mask, last=True)
@@ -146,17 +150,18 @@ def back_project_shard(shard: Shard) -> tuple:
     return *(volume[bounds] for bounds in em.slab_bounds(box // 2, box)), left_out
 
 
-def take_off_shard(shard: Shard, reference_path: Path, left_out: dict[int, str]) -> tuple:
-    """The task: slabs of what a reference's slices take off the accumulator of a shard, but for what was left out."""
+def reference_shard(shard: Shard, reference_path: Path, left_out: dict[int, str]) -> tuple:
+    """The task: slabs of what a reference's slices, in place of the shard's images, would have summed to, but for what
+    was left out."""
     box = shard.store.box_px
     reference = em.read_reference(reference_path)
-    volume = expectation.empty_sums(box // 2, 1, box).volume
+    volume = np.zeros_like(reference)
     kept = np.ones(len(shard.rows), dtype=bool)
     kept[list(left_out)] = False
     for first in range(0, len(shard.rows), BATCH):
         some = slice(first, first + BATCH)
         used = kept[some]
-        expectation.take_off(
+        expectation.slices_back_projected(
             volume, reference, shard.rotation[some][used], shard.transfer(some)[used], half_plane(box // 2), box
         )
     return tuple(volume[bounds] for bounds in em.slab_bounds(box // 2, box))

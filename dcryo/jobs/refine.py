@@ -329,7 +329,7 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
     return replace(
         state,
         iteration=number,
-        references=np.stack(made.maps.regularised),
+        references=state.references if made.maps.regularised is None else np.stack(made.maps.regularised),
         noise_power=noise,
         fsc=made.maps.fsc.masked,
         **columns,

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from dcryo.kernels.interpolation import read_slope
+from dcryo.kernels.interpolation import before_read, read_slope
 from dcryo.kernels.shells import HalfPlane
-from dcryo.kernels.slices import locate, numbers, scale
+from dcryo.kernels.slices import AHEAD, CACHED, locate, numbers, scale
 
 # A pose has five parameters: three of rotation (rad), two of shift (px).
 PARAMETERS = 5
@@ -74,6 +74,10 @@ def _gather(view, turn, first, last, out):  # type: ignore[no-untyped-def]
     volume, shape = view.volume, view.shape
     row, zero = 2 * shape[2], np.float32(0)
     for p in range(first, last):
+        if len(volume) > CACHED:
+            later = min(p + AHEAD, view.used - 1)
+            lowest = locate(shape, turn, np.float32(view.kx[later]), np.float32(view.ky[later]), zero)[0]
+            before_read(volume, 2 * lowest, row, row * shape[1])
         u, v = np.float32(view.kx[p]), np.float32(view.ky[p])
         lowest, fx, fy, fz, sign = locate(shape, turn, u, v, zero)
         real, imaginary, xr, xi, yr, yi, zr, zi = read_slope(volume, 2 * lowest, row, row * shape[1], fx, fy, fz)

@@ -27,13 +27,27 @@ def _constant(values: list[float]) -> ir.Constant:
     return ir.Constant(_vector(len(values)), [ir.Constant(_FLOAT, float(value)) for value in values])
 
 
-class _Point:
-    """The instructions for one point of the volume."""
+class _Rows:
+    """Where the taps of a point are in the volume."""
 
     def __init__(self, context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> None:
         self.builder = builder
         volume, self.offset, self.stride_y, self.stride_z = args[:4]
         self.data = context.make_array(signature.args[0])(context, builder, volume).data
+
+    def row(self, y: int, z: int, first: int, lanes: int) -> ir.Value:
+        """Pointer to `lanes` numbers of a row of taps, from the number `first` on."""
+        place = self.builder.add(self.offset, ir.Constant(self.offset.type, first))
+        for stride, steps in ((self.stride_y, y), (self.stride_z, z)):
+            place = self.builder.add(place, self.builder.mul(stride, ir.Constant(stride.type, steps)))
+        return self.builder.bitcast(self.builder.gep(self.data, [place]), _vector(lanes).as_pointer())
+
+
+class _Point(_Rows):
+    """The instructions for one point of the volume."""
+
+    def __init__(self, context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> None:
+        super().__init__(context, builder, signature, args)
         self.fractions = self._lanes_of(args[4:7])
 
     def _lanes_of(self, fractions: list) -> ir.Value:
@@ -59,13 +73,6 @@ class _Point:
         for column in columns[1:]:
             value = self.multiply_add(value, self.fractions, column)
         return value
-
-    def row(self, y: int, z: int, first: int, lanes: int) -> ir.Value:
-        """Pointer to `lanes` numbers of a row of taps, from the number `first` on."""
-        place = self.builder.add(self.offset, ir.Constant(self.offset.type, first))
-        for stride, steps in ((self.stride_y, y), (self.stride_z, z)):
-            place = self.builder.add(place, self.builder.mul(stride, ir.Constant(stride.type, steps)))
-        return self.builder.bitcast(self.builder.gep(self.data, [place]), _vector(lanes).as_pointer())
 
     def splat(self, vector: ir.Value, lane: int, lanes: int) -> ir.Value:
         return self.shuffle(vector, [lane] * lanes)
@@ -128,30 +135,65 @@ def read_slope(typingctx, volume, offset, stride_y, stride_z, fx, fy, fz):  # ty
     return _returned(8, volume)(), codegen
 
 
+def _spread(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    """Add the arguments after the fractions, one number of a voxel each, to the grid points around."""
+    point = _Point(context, builder, signature, args)
+    weights, parts = point.polynomial(WEIGHTS), args[7:]
+    packed = ir.Constant(_vector(4), ir.Undefined)
+    for lane, part in enumerate(parts):
+        packed = builder.insert_element(packed, part, ir.Constant(ir.IntType(32), lane))
+    count, pieces = len(parts) * TAPS, []
+    for first in range(0, count, 8):
+        lanes = range(first, min(first + 8, count))
+        along_x = point.shuffle(weights, [lane // len(parts) for lane in lanes])
+        value = point.shuffle(packed, [lane % len(parts) for lane in lanes])
+        pieces.append((first, len(lanes), builder.fmul(along_x, value, flags=_FAST)))
+    for z in range(TAPS):
+        for y in range(TAPS):
+            for first, lanes, piece in pieces:
+                across = builder.fmul(
+                    point.splat(weights, TAPS + y, lanes), point.splat(weights, 2 * TAPS + z, lanes), flags=_FAST
+                )
+                place = point.row(y, z, first, lanes)
+                builder.store(point.multiply_add(across, piece, builder.load(place, align=4)), place, align=4)
+    return context.get_dummy_value()
+
+
 @intrinsic
 def write(typingctx, volume, offset, stride_y, stride_z, fx, fy, fz, real, imaginary, weight):  # type: ignore[no-untyped-def]
     """Add (real, imaginary, weight) to a volume of three numbers a voxel: the adjoint of reading each of them."""
+    return _returned(0, volume)(types.float32, types.float32, types.float32), _spread
 
+
+@intrinsic
+def write_complex(typingctx, volume, offset, stride_y, stride_z, fx, fy, fz, real, imaginary):  # type: ignore[no-untyped-def]
+    """Add (real, imaginary) to a complex volume, two numbers a voxel: the adjoint of `read`."""
+    return _returned(0, volume)(types.float32, types.float32), _spread
+
+
+def _fetched(parts: int, to_write: int) -> Any:
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        point = _Point(context, builder, signature, args)
-        weights = point.polynomial(WEIGHTS)
-        three = ir.Constant(_vector(4), ir.Undefined)
-        for lane, part in enumerate(args[7:10]):
-            three = builder.insert_element(three, part, ir.Constant(ir.IntType(32), lane))
-        lanes = list(range(3 * TAPS))
-        pieces = []
-        for first, last in ((0, 8), (8, 12)):
-            along_x = point.shuffle(weights, [lane // 3 for lane in lanes[first:last]])
-            value = point.shuffle(three, [lane % 3 for lane in lanes[first:last]])
-            pieces.append((first, last - first, builder.fmul(along_x, value, flags=_FAST)))
+        rows, byte, number = _Rows(context, builder, signature, args), ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        how = [ir.Constant(number, value) for value in (to_write, 3, 1)]
         for z in range(TAPS):
             for y in range(TAPS):
-                for first, count, piece in pieces:
-                    across = builder.fmul(
-                        point.splat(weights, TAPS + y, count), point.splat(weights, 2 * TAPS + z, count), flags=_FAST
-                    )
-                    place = point.row(y, z, first, count)
-                    builder.store(point.multiply_add(across, piece, builder.load(place, align=4)), place, align=4)
+                for end in (0, parts * TAPS - 1):  # a row may lie across two lines of the cache
+                    builder.call(prefetch, [builder.bitcast(rows.row(y, z, end, 1), byte), *how])
         return context.get_dummy_value()
 
-    return _returned(0, volume)(types.float32, types.float32, types.float32), codegen
+    return codegen
+
+
+@intrinsic
+def before_read(typingctx, volume, offset, stride_y, stride_z):  # type: ignore[no-untyped-def]
+    """Ask for what `read` or `read_slope` of a later point will need, which takes memory longer than several points
+    take us. It changes no result."""
+    return types.void(volume, types.intp, types.intp, types.intp), _fetched(2, to_write=0)
+
+
+@intrinsic
+def before_write(typingctx, volume, offset, stride_y, stride_z):  # type: ignore[no-untyped-def]
+    """Ask for what `write` of a later point will need; see `before_read`."""
+    return types.void(volume, types.intp, types.intp, types.intp), _fetched(3, to_write=1)

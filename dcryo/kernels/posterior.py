@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from dcryo.kernels.interpolation import read, write
+from dcryo.kernels.interpolation import before_read, before_write, read, write
 from dcryo.kernels.modes import Points
 from dcryo.kernels.shells import HalfPlane
-from dcryo.kernels.slices import locate, numbers, scaled
+from dcryo.kernels.slices import AHEAD, CACHED, locate, numbers, scaled
 
 # exp(-20) of the best pose's weight is beyond what any fraction of the posterior could notice.
 _NEGLIGIBLE = 20.0
@@ -236,6 +236,12 @@ def _accumulate_one(  # type: ignore[no-untyped-def]
             moved = image[p] * (along_x[kx[p]] * along_y[ky[p] + shell_max])
             real, imaginary, weight = share * moved.real, share * moved.imag, probability * weights[p]
             u, v = np.float32(kx[p]), np.float32(ky[p])
+            if len(volume) + len(sums) > CACHED:
+                later = min(p + AHEAD, len(kx) - 1)
+                lowest = locate(shape, turn, np.float32(kx[later]), np.float32(ky[later]), zero)[0]
+                before_read(volume, 2 * lowest, row, row * shape[1])
+                lowest = locate(sums_shape, turn, np.float32(kx[later]), np.float32(ky[later]), zero)[0]
+                before_write(sums, 3 * lowest, sums_row, sums_row * sums_shape[1])
             lowest, fx, fy, fz, sign = locate(shape, turn, u, v, zero)
             of_slice, of_slice_imaginary = read(volume, 2 * lowest, row, row * shape[1], fx, fy, fz)
             of_slice_imaginary *= sign

@@ -14,11 +14,15 @@ from numba import njit
 
 from dcryo.kernels import fft
 from dcryo.kernels.gridding import TAPS, envelope, padded_px
-from dcryo.kernels.interpolation import read, write
+from dcryo.kernels.interpolation import before_read, before_write, read, write, write_complex
 from dcryo.kernels.shells import HalfPlane
 
 # Planes before x = 0.
 BEFORE = 1
+
+# Kernels on volumes of more numbers than this, which caches do not hold, ask for what they need so many pixels early.
+CACHED = 6 << 20
+AHEAD = 16
 
 
 def half_width(shell_max: int, box_px: int) -> int:
@@ -84,6 +88,23 @@ def insert(
     )
 
 
+def insert_slices_of(
+    prepared: np.ndarray, volume: np.ndarray, rotations: np.ndarray, weights: np.ndarray, pixels: HalfPlane,
+    box_px: int,
+) -> None:  # fmt: skip
+    """Add slices of one Fourier volume, weighted, to another, in place: `insert` of `weights * extract(prepared, ...)`.
+
+    prepared: from `prepare`; volume: `volume_shape(shell_max, box_px)` complex64, of the same shape; rotations:
+    (N, 3, 3); weights: (N, P) float32.
+    """
+    _check_reach(prepared, pixels, box_px)
+    if volume.shape != prepared.shape:
+        raise ValueError(f"volumes of different shapes, {prepared.shape} and {volume.shape}")
+    _insert_slices_of(
+        numbers(prepared), numbers(volume), volume.shape, scaled(rotations, box_px), weights, pixels.kx, pixels.ky
+    )
+
+
 def numbers(prepared: np.ndarray) -> np.ndarray:
     """Real and imaginary parts of a Fourier volume as one flat array, as kernels read it."""
     return prepared.view(np.float32).reshape(-1)
@@ -126,6 +147,10 @@ def extract_one(volume, shape, turn, kx, ky, count, out):  # type: ignore[no-unt
     """One slice into out[:count]."""
     stride, zero = 2 * shape[2], np.float32(0)
     for p in range(count):
+        if len(volume) > CACHED:
+            later = min(p + AHEAD, count - 1)
+            lowest = locate(shape, turn, np.float32(kx[later]), np.float32(ky[later]), zero)[0]
+            before_read(volume, 2 * lowest, stride, stride * shape[1])
         lowest, fx, fy, fz, sign = locate(shape, turn, np.float32(kx[p]), np.float32(ky[p]), zero)
         real, imaginary = read(volume, 2 * lowest, stride, stride * shape[1], fx, fy, fz)
         out[p] = complex(real, sign * imaginary)
@@ -142,8 +167,31 @@ def insert_one(volume, shape, turn, values, weights, kx, ky, count):  # type: ig
     """One slice of `count` pixels spread over the kernel's taps around each."""
     stride, zero = 3 * shape[2], np.float32(0)
     for p in range(count):
+        if len(volume) > CACHED:
+            later = min(p + AHEAD, count - 1)
+            lowest = locate(shape, turn, np.float32(kx[later]), np.float32(ky[later]), zero)[0]
+            before_write(volume, 3 * lowest, stride, stride * shape[1])
         lowest, fx, fy, fz, sign = locate(shape, turn, np.float32(kx[p]), np.float32(ky[p]), zero)
         write(
             volume, 3 * lowest, stride, stride * shape[1], fx, fy, fz,
             values[p].real, sign * values[p].imag, weights[p],
         )  # fmt: skip
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _insert_slices_of(prepared, volume, shape, turns, weights, kx, ky):  # type: ignore[no-untyped-def]
+    stride, zero = 2 * shape[2], np.float32(0)
+    for i in range(len(turns)):
+        for p in range(len(kx)):
+            if len(volume) > CACHED:
+                later = min(p + AHEAD, len(kx) - 1)
+                lowest = locate(shape, turns[i], np.float32(kx[later]), np.float32(ky[later]), zero)[0]
+                before_read(prepared, 2 * lowest, stride, stride * shape[1])
+                before_read(volume, 2 * lowest, stride, stride * shape[1])
+            # The mate of a frequency is read and written alike, so its sign does not matter.
+            lowest, fx, fy, fz, _ = locate(shape, turns[i], np.float32(kx[p]), np.float32(ky[p]), zero)
+            real, imaginary = read(prepared, 2 * lowest, stride, stride * shape[1], fx, fy, fz)
+            write_complex(
+                volume, 2 * lowest, stride, stride * shape[1], fx, fy, fz,
+                weights[i, p] * real, weights[i, p] * imaginary,
+            )  # fmt: skip

@@ -200,9 +200,7 @@ def _starts(batch: Batch, model: Weighed, search: Search, pixels: HalfPlane, gri
     return modes.started(grid.rotation[np.concatenate(chosen)], shifts[np.concatenate(chosen_shift)], start)
 
 
-def _of_images(
-    components: Components, probability: np.ndarray, usable: np.ndarray
-) -> tuple[Components, np.ndarray]:
+def _of_images(components: Components, probability: np.ndarray, usable: np.ndarray) -> tuple[Components, np.ndarray]:
     """The components of the usable images; the others keep none."""
     found = np.diff(components.start)
     kept = np.repeat(usable, found)
@@ -268,18 +266,19 @@ def back_project(volume: np.ndarray, batch: Batch, pixels: HalfPlane) -> np.ndar
     ctf, every = batch.ctf[:, : len(pixels.kx)], half_plane(box // 2)
     data, weight, of_image = posterior.weigh(_transforms(batch), batch.norm, ctf, one, batch.origin_px, pixels, every)
     usable = np.isfinite(of_image).all(axis=1) & np.isfinite(ctf).all(axis=1)
-    slices.insert(volume, batch.rotation[usable], data[usable], weight[usable], pixels, box)
+    if usable.all():
+        slices.insert(volume, batch.rotation, data, weight, pixels, box)
+    else:
+        slices.insert(volume, batch.rotation[usable], data[usable], weight[usable], pixels, box)
     return usable
 
 
-def take_off(
+def slices_back_projected(
     volume: np.ndarray, reference: np.ndarray, rotation: np.ndarray, ctf: np.ndarray, pixels: HalfPlane, box_px: int
 ) -> None:
-    """Take the slices of a reference off images that `back_project` added, in place: what is left are innovations.
+    """Add what `back_project` would add for images that are a reference's slices times their CTFs, in place.
 
-    volume: as `Sums.volume`; reference: from `slices.prepare`; rotation: (n, 3, 3); ctf: (n, >= P) float32.
+    volume: `slices.volume_shape(shell_max, D)` complex64; reference: from `slices.prepare`; rotation: (n, 3, 3);
+    ctf: (n, >= P) float32.
     """
-    weight = ctf[:, : len(pixels.kx)] ** 2
-    slices.insert(
-        volume, rotation, -weight * slices.extract(reference, rotation, pixels, box_px), 0 * weight, pixels, box_px
-    )
+    slices.insert_slices_of(reference, volume, rotation, ctf[:, : len(pixels.kx)] ** 2, pixels, box_px)

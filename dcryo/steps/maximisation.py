@@ -20,6 +20,14 @@ def assemble(slabs: Sequence[np.ndarray], operators: np.ndarray) -> np.ndarray:
     return solve.complete(np.concatenate(slabs), operators)
 
 
+def innovations(sums: np.ndarray, of_reference: np.ndarray) -> np.ndarray:
+    """What is left of images' sums (..., 3) once those of a reference's slices, (...) complex64, are taken off."""
+    left = sums.copy()
+    left[..., 0] -= of_reference.real
+    left[..., 1] -= of_reference.imag
+    return left
+
+
 def plain_map(
     accumulator: np.ndarray, reference: np.ndarray | None, operators: np.ndarray, shell_max: int, box_px: int
 ) -> np.ndarray:

@@ -27,6 +27,11 @@ def write(volume, offset, stride_y, stride_z, fx, fy, fz, real, imaginary, weigh
     interpolation.write(volume, offset, stride_y, stride_z, fx, fy, fz, real, imaginary, weight)
 
 
+@njit
+def write_complex(volume, offset, stride_y, stride_z, fx, fy, fz, real, imaginary):
+    interpolation.write_complex(volume, offset, stride_y, stride_z, fx, fy, fz, real, imaginary)
+
+
 def generator(seed):
     return np.random.Generator(np.random.Philox(seed))
 
@@ -118,6 +123,18 @@ def test_write_adds_the_weights_of_the_taps_and_nothing_else():
         others = np.ones(SHAPE, dtype=bool)
         others[taps(lowest)] = False
         np.testing.assert_array_equal(volume[others], kept[others])
+        assert np.abs(volume - kept).max() > 0.01
+
+
+def test_write_complex_writes_the_first_two_numbers_of_write():
+    for number, (lowest, fractions) in enumerate(points(30, seed=9)):
+        sums = generator(number).standard_normal((*SHAPE, 3)).astype(np.float32)
+        volume = np.ascontiguousarray(sums[..., :2]).view(np.complex64)
+        real, imaginary = generator(99 - number).standard_normal(2).astype(np.float32)
+        kept = volume.copy()
+        write_complex(flat(volume), *arguments(lowest, fractions, 2), real, imaginary)
+        write(sums.reshape(-1), *arguments(lowest, fractions, 3), real, imaginary, np.float32(5))
+        np.testing.assert_allclose(flat(volume).reshape(*SHAPE, 2), sums[..., :2], atol=1e-6)
         assert np.abs(volume - kept).max() > 0.01
 
 

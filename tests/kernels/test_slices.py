@@ -207,3 +207,41 @@ def test_inserting_spreads_a_pixel_as_the_definition_says(shell_max, box):
     # Of a pair one is held: planes that both may reach, up to x = 1, are whole only with the mates.
     found, expected = accumulator[:, :, 3:], naive.half_complex(full)[:, :, 3:]
     np.testing.assert_allclose(found, expected, atol=OF_POLYNOMIALS * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("shell_max", "box"), [(1, 8), (5, 16), (8, 17)])
+def test_slices_of_one_volume_are_inserted_in_another(shell_max, box):
+    """What extraction, weights and insertion give one after the other; Friedel mates are written once."""
+    pixels, rotations = half_plane(shell_max), np.concatenate([random_rotations(4, generator(13)), ON_AXES[:4]])
+    cube, volume = hermitian(shell_max, box, 14), complex_noise(slices.volume_shape(shell_max, box), 15)
+    weights = generator(16).random((8, len(pixels.kx)), dtype=np.float32)
+    expected = np.zeros((*cube.shape, 3), dtype=np.float32)
+    expected[..., 0], expected[..., 1] = volume.real, volume.imag
+    slices.insert(expected, rotations, weights * slices.extract(cube, rotations, pixels, box), weights, pixels, box)
+    slices.insert_slices_of(cube, volume, rotations, weights, pixels, box)
+    np.testing.assert_allclose(volume, expected[..., 0] + 1j * expected[..., 1], atol=1e-5 * np.abs(expected).max())
+    with pytest.raises(ValueError, match="different shapes"):
+        slices.insert_slices_of(cube, volume[1:], rotations, weights, pixels, box)
+
+
+def test_volumes_that_no_cache_holds_give_the_same_slices():
+    """Kernels on them ask for memory early; all else, up to the rotation of the last pixel, is as in small cubes."""
+    box, shell_max, few = 160, 100, 7
+    pixels, rotations = half_plane(few), np.concatenate([random_rotations(3, generator(17)), ON_AXES[5:7]])
+    volume = generator(18).standard_normal((box,) * 3).astype(np.float32)
+    large, small = slices.prepare(volume, shell_max), slices.prepare(volume, few)
+    assert 2 * small.size < slices.CACHED < 2 * large.size
+    found = slices.extract(large, rotations, pixels, box)
+    np.testing.assert_allclose(found, slices.extract(small, rotations, pixels, box), atol=1e-5 * np.abs(found).max())
+    margin = (large.shape[0] - small.shape[0]) // 2
+    inner = (slice(margin, -margin), slice(margin, -margin), slice(small.shape[2]))
+    weights = generator(19).random(found.shape, dtype=np.float32)
+    of_large, of_small = (np.zeros((*of.shape, 3), dtype=np.float32) for of in (large, small))
+    for of in (of_large, of_small):
+        slices.insert(of, rotations, found, weights, pixels, box)
+    np.testing.assert_array_equal(of_large[inner], of_small)
+    assert np.count_nonzero(of_large) == np.count_nonzero(of_small) > 0
+    into_large, into_small = np.zeros_like(large), np.zeros_like(small)
+    slices.insert_slices_of(large, into_large, rotations, weights, pixels, box)
+    slices.insert_slices_of(small, into_small, rotations, weights, pixels, box)
+    np.testing.assert_allclose(into_large[inner], into_small, atol=1e-5 * np.abs(into_small).max())

@@ -14,7 +14,7 @@ from dcryo.kernels.modes import Window
 from dcryo.kernels.rotations import angle_between_deg, angular_distance_deg, perturbation, random_rotations
 from dcryo.kernels.shells import half_plane, pack, unpack
 from dcryo.kernels.symmetry import operators
-from dcryo.steps import expectation
+from dcryo.steps import expectation, maximisation
 from dcryo.steps.expectation import Batch, Poses
 from dcryo.steps.search import Search, plan_search
 
@@ -149,8 +149,8 @@ class Integral:
         difference = np.abs(self.moved - self.transfer * self.pieces) ** 2 - np.abs(self.moved) ** 2
         self.scores = -difference[:, :n] @ (1 / (2 * self.variance[:n]))
         turns = [naive.rotation_vector(rotation, batch.rotation[row]) for rotation in self.rotations]
-        log_window = -np.sum(np.square(turns), axis=1) / (2 * search.windows[-1].turn_rad**2)
-        log_window -= np.sum(self.shifts**2, axis=1) / (2 * search.windows[-1].shift_px**2)
+        log_window = -np.sum(np.square(turns), axis=1) / (2 * search.windows[-1].turn_rad ** 2)
+        log_window -= np.sum(self.shifts**2, axis=1) / (2 * search.windows[-1].shift_px ** 2)
         self.posterior = np.exp(self.scores + log_window - (self.scores + log_window).max())
         self.posterior /= self.posterior.sum()
 
@@ -513,11 +513,15 @@ def test_back_projection_at_given_poses(clear, innovation):
     images[2, 1, 1] = np.nan
     transfer[3, 7] = np.nan
     pixels = half_plane(9)
-    volume = np.zeros((*slices.volume_shape(9, BOX), 3), dtype=np.float32)
+    volume = np.zeros((*clear.reference.shape, 3), dtype=np.float32)
     usable = expectation.back_project(volume, batch._replace(images=images, ctf=transfer), pixels)
     assert usable.tolist() == [True, True, False, False, True]
     if innovation:
-        expectation.take_off(volume, clear.reference, batch.rotation[usable], transfer[usable], pixels, BOX)
+        of_reference = np.zeros_like(clear.reference)
+        expectation.slices_back_projected(
+            of_reference, clear.reference, batch.rotation[usable], transfer[usable], pixels, BOX
+        )
+        volume = maximisation.innovations(volume, of_reference)
     expected = np.zeros_like(volume)
     for row in np.flatnonzero(usable):
         packed = pack(pixels, fft.rfft2(batch.images[row] / batch.norm[row]))

@@ -135,7 +135,7 @@ def test_windows_of_the_grid_add_up_to_one(diameter_A):
         angle = np.arccos(np.clip((grid @ rotation - 1) / 2, -1, 1))
         sums.append(np.sum(np.exp(-((angle / search.windows[0].turn_rad) ** 2) / 2)))
     density = len(grid) / (8 * np.pi**2)
-    sums = np.array(sums) / (density * (2 * np.pi) ** 1.5 * search.windows[0].turn_rad**3)
+    sums = np.array(sums) / (density * (2 * np.pi) ** 1.5 * search.windows[0].turn_rad ** 3)
     assert sums.mean() == pytest.approx(1, abs=0.02)
     # At the poles, where the facets of HEALPix narrow, up to a quarter is missing.
     assert np.quantile(np.abs(sums - 1), 0.5) < 0.03 and sums.std() < 0.06 and np.abs(sums - 1).max() < 0.35
