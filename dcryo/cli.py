@@ -38,6 +38,9 @@ UNITS = frozenset({"A", "A2", "px", "deg", "mm", "kV", "mrad", "gb", "s"})
 STATUS_INTERVAL_S = 30.0
 """Away from a terminal, passing states are written at most this often."""
 
+FOLLOW_INTERVAL_S = 10.0
+"""The page of a job that waits for more is rewritten at most this often."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -281,7 +284,8 @@ def _execute(model: "type[BaseModel]", job: Any, values: dict[str, Any]) -> None
         raise InputError(_explain(model, error)) from error
     status = Status(sys.stderr)
     try:
-        result = job(options, progress=status)
+        with _followed(options, status):
+            result = job(options, progress=status)
     except InputError:
         raise
     except Exception:
@@ -307,6 +311,27 @@ def _explain(model: "type[BaseModel]", error: "ValidationError") -> str:
         else:
             lines.append(f"{name}: {message}" if name else message)
     return "\n       ".join(lines)
+
+
+@contextlib.contextmanager
+def _followed(options: Any, status: Status) -> Iterator[None]:
+    """While a job waits for more of its input, its page is kept up to date."""
+    if not getattr(options, "watch", False):
+        yield
+        return
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(FOLLOW_INTERVAL_S):
+            _write_reports(options.out, status)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _write_reports(out: Path | None, status: Status) -> None:

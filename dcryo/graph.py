@@ -5,8 +5,10 @@ the order of any sum.
 """
 
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import dask.threaded
@@ -19,6 +21,9 @@ from dcryo.cluster import Cluster
 
 # Dask imports distributed to find a scheduler by its name, which takes longer than a small graph.
 _LOCAL = {"threads": dask.threaded.get, "synchronous": dask.get}
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _thread = threading.local()
 
@@ -44,6 +49,44 @@ def _limit_native_threads() -> None:
     if not getattr(_thread, "limited", False):
         threadpool_limits(1)
         _thread.limited = True
+
+
+def each(
+    function: Callable[..., Result], items: Iterable[Item], arguments: Sequence[Any], cluster: Cluster
+) -> Iterator[tuple[Item, Result]]:
+    """Pairs of an item and `function(item, *arguments)`, as they are done: for items that know nothing of one another.
+
+    Items are asked for as workers become free, so that there may be any number. An exception of the function ends it.
+    """
+    pending: dict[Future, Item] = {}
+    with _executor(cluster) as (executor, at_once):
+        try:
+            for item in items:
+                pending[executor.submit(_single_threaded, function, item, *arguments)] = item
+                if len(pending) >= at_once:
+                    yield from _finished(pending)
+            while pending:
+                yield from _finished(pending)
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _finished(pending: dict[Future, Item]) -> Iterator[tuple[Item, Any]]:
+    """Wait for the next to be done, and take those that are out."""
+    for future in wait(pending, return_when=FIRST_COMPLETED).done:
+        yield pending.pop(future), future.result()
+
+
+@contextmanager
+def _executor(cluster: Cluster) -> Iterator[tuple[Executor, int]]:
+    """Where items go, and how many are worth having there at once."""
+    if cluster.workers is not None:
+        with ThreadPoolExecutor(cluster.workers) as executor:
+            yield executor, 2 * cluster.workers
+    else:
+        with cluster.scheduler.get_executor(pure=False) as executor:
+            yield executor, 2 * max(1, sum(cluster.scheduler.nthreads().values()))
 
 
 def tree_sum(terms: Sequence[Task], name: str) -> Task:

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from dcryo import __version__, cli
 from dcryo.data.run import NEUTRAL_OPTIONS, Run
 from dcryo.errors import InputError, RunError
+from dcryo.jobs.micrographs import WatchOptions
 from dcryo.jobs.options import ClusterOptions, OutOptions, SeedOptions, argument
 
 
@@ -224,7 +225,7 @@ def test_every_command_of_the_contract_is_there(entry: cli.Entry, capsys) -> Non
 
 
 def test_neutral_options_exist() -> None:
-    shared = {*OutOptions.model_fields, *ClusterOptions.model_fields}
+    shared = {*OutOptions.model_fields, *ClusterOptions.model_fields, *WatchOptions.model_fields}
     assert shared == NEUTRAL_OPTIONS
 
 

@@ -26,7 +26,7 @@ FLOORS = {
 SURFACE = {"cli", "report", "figures", "__main__", "__init__"}
 
 # Jobs know one another only through what they share; `demo` is the one that chains them.
-SHARED_BY_JOBS = {f"dcryo.jobs.{name}" for name in ("dataset", "em", "memory", "options", "outputs")}
+SHARED_BY_JOBS = {f"dcryo.jobs.{name}" for name in ("dataset", "em", "memory", "micrographs", "options", "outputs")}
 CHAINING_JOBS = {"dcryo.jobs.demo"}
 
 # library -> the only modules or floors that may import it

@@ -1,24 +1,29 @@
-"""Particles as columns: what every file format is read into and written from."""
+"""Particles and micrographs as columns: what every file format is read into and written from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from typing import ClassVar, Self
 
 import numpy as np
 
-from dcryo.data.schema import OPTICS_FIELDS, PARTICLE_FIELDS, REQUIRED, Field
+from dcryo.data.schema import MICROGRAPH_FIELDS, OPTICS_FIELDS, PARTICLE_FIELDS, Field
 
 
 @dataclass(frozen=True)
-class Particles:
-    """N particles in G optics groups, one array per column.
+class OpticsRows:
+    """N rows in G optics groups, one array per column: particles or micrographs.
 
     `columns` (first axis N) and `optics` (first axis G) are named, typed and shaped by `dcryo.data.schema`; a
-    column is there only if the source had it or a job added it, except `image_path`, `image_index` and
-    `optics_row`. `extra` and `optics_extra` keep the source's other columns verbatim: label -> array of text,
-    (N,) and (G,). Arrays are converted to the schema's types. Raises ValueError for names that the schema
-    does not have and for shapes that do not agree.
+    column is there only if the source had it or a job added it, except those in `required`. `extra` and
+    `optics_extra` keep the source's other columns verbatim: label -> array of text, (N,) and (G,). Arrays are
+    converted to the schema's types. Raises ValueError for names that the schema does not have and for shapes
+    that do not agree.
     """
+
+    fields: ClassVar[Mapping[str, Field]]
+    required: ClassVar[tuple[str, ...]]
+    noun: ClassVar[str]
 
     columns: dict[str, np.ndarray]
     optics: dict[str, np.ndarray]
@@ -26,12 +31,12 @@ class Particles:
     optics_extra: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        missing = [name for name in REQUIRED if name not in self.columns]
+        missing = [name for name in self.required if name not in self.columns]
         if missing:
-            raise ValueError(f"particles lack the columns {', '.join(missing)}")
+            raise ValueError(f"{self.noun} lack the columns {', '.join(missing)}")
         n = len(self.columns["optics_row"])
         n_groups = self.n_groups
-        object.__setattr__(self, "columns", _checked(self.columns, PARTICLE_FIELDS, n))
+        object.__setattr__(self, "columns", _checked(self.columns, self.fields, n))
         object.__setattr__(self, "optics", _checked(self.optics, OPTICS_FIELDS, n_groups))
         object.__setattr__(self, "extra", _checked_text(self.extra, n))
         object.__setattr__(self, "optics_extra", _checked_text(self.optics_extra, n_groups))
@@ -57,14 +62,14 @@ class Particles:
         return len(tables[0]) if tables else 0
 
     def optics_of(self, name: str) -> np.ndarray:
-        """The optics column `name` spread over the particles, (N,)."""
+        """The optics column `name` spread over the rows, (N,)."""
         return self.optics[name][self.columns["optics_row"]]
 
-    def take(self, rows: np.ndarray) -> "Particles":
-        """The particles at `rows` (indices, in their order, or a mask (N,)); the optics table stays whole."""
+    def take(self, rows: np.ndarray) -> Self:
+        """The rows at `rows` (indices, in their order, or a mask (N,)); the optics table stays whole."""
         rows = np.asarray(rows)
         if rows.dtype == bool and rows.shape != (len(self),):
-            raise ValueError(f"a mask of shape {rows.shape} cannot select from {len(self)} particles")
+            raise ValueError(f"a mask of shape {rows.shape} cannot select from {len(self)} {self.noun}")
         if rows.size == 0:
             rows = np.empty(0, np.int64)
         return replace(
@@ -73,13 +78,31 @@ class Particles:
             extra={label: values[rows] for label, values in self.extra.items()},
         )
 
-    def replace(self, **columns: np.ndarray) -> "Particles":
-        """These particles with `columns` added or exchanged; their lengths are checked."""
+    def replace(self, **columns: np.ndarray) -> Self:
+        """The same with `columns` added or exchanged; their lengths are checked."""
         return replace(self, columns={**self.columns, **columns})
 
-    def replace_optics(self, **columns: np.ndarray) -> "Particles":
-        """These particles with optics `columns` added or exchanged; their lengths are checked."""
+    def replace_optics(self, **columns: np.ndarray) -> Self:
+        """The same with optics `columns` added or exchanged; their lengths are checked."""
         return replace(self, optics={**self.optics, **columns})
+
+
+@dataclass(frozen=True)
+class Particles(OpticsRows):
+    """N particles; see `OpticsRows`."""
+
+    fields = PARTICLE_FIELDS
+    required = ("image_path", "image_index", "optics_row")
+    noun = "particles"
+
+
+@dataclass(frozen=True)
+class Micrographs(OpticsRows):
+    """N micrographs; see `OpticsRows`."""
+
+    fields = MICROGRAPH_FIELDS
+    required = ("path", "optics_row")
+    noun = "micrographs"
 
 
 def identities(particles: Particles) -> np.ndarray:

@@ -20,6 +20,7 @@ import numpy as np
 
 from dcryo.data import checkpoints
 from dcryo.data.atomic import replacing
+from dcryo.data.items import ITEMS
 from dcryo.data.provenance import digest, provenance
 from dcryo.errors import InputError
 
@@ -27,11 +28,11 @@ RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 
-NEUTRAL_OPTIONS = frozenset({"out", "resume", "overwrite", "cluster", "workers"})
+NEUTRAL_OPTIONS = frozenset({"out", "resume", "overwrite", "cluster", "workers", "watch"})
 """Options that say where and how a job runs; the result is the same whatever they are."""
 
-PRODUCTS = (".mrc", ".mrcs", ".star", ".cs", ".csv", ".xml", ".html")
-"""Endings of the files that jobs write; overwriting a run removes these and the record, nothing else."""
+PRODUCTS = (".mrc", ".mrcs", ".star", ".cs", ".csv", ".xml", ".html", ".zarr")
+"""Endings of what jobs write; overwriting a run removes these and the record, nothing else."""
 
 
 class Run:
@@ -72,6 +73,7 @@ class Run:
         seed: int | None = None,
         resume: bool = False,
         overwrite: bool = False,
+        growing: bool = False,
     ) -> Self:
         """Begin a run in a directory, or go on with the run that it holds.
 
@@ -79,7 +81,8 @@ class Run:
         inputs: files, stores or run directories that the result depends on; they are digested here.
         With ``resume`` a directory without a run begins one, and a run goes on if its job, its options (but
         for those in NEUTRAL_OPTIONS) and the digests of its inputs are the same; inputs may have moved. If
-        the run is done already, `finished` is true and nothing is changed.
+        the run is done already, `finished` is true and nothing is changed, unless it is `growing`, one that
+        may find more to do than the last time.
 
         Raises InputError, before anything is written, if an input is missing, the directory holds another
         run, what is resumed differs (the message names what), another process is writing there, or both
@@ -98,7 +101,7 @@ class Run:
         }  # fmt: skip
         holds_run = (path / RECORD).is_file()
         if resume and holds_run:
-            return cls._resume(path, fresh)
+            return cls._resume(path, fresh, growing)
         if not overwrite:
             _refuse_used(path, holds_run)
         _refuse_own_inputs(path, rows)
@@ -109,7 +112,7 @@ class Run:
         return run
 
     @classmethod
-    def _resume(cls, path: Path, fresh: dict[str, Any]) -> Self:
+    def _resume(cls, path: Path, fresh: dict[str, Any], growing: bool) -> Self:
         run = cls.open(path)
         differences = list(_differences(run.record, fresh))
         if differences:
@@ -118,7 +121,7 @@ class Run:
                 + "; ".join(differences)
                 + ". Repeat the first command (see run.json), or name another --out"
             )
-        if run.finished:
+        if run.finished and not growing:
             return run
         run._lock = _lock(path)
         checkpoints.discard_unfinished(path / CHECKPOINTS)
@@ -158,6 +161,11 @@ class Run:
             known.setdefault((row["row"], row["image"]), row)
         self.record["quarantined"] = sorted(known.values(), key=lambda row: row["row"])
         self._write()
+
+    def flag(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Record the micrographs that are set aside so far, as `quarantine` does, in place of those before."""
+        self.record["quarantined"] = []
+        self.quarantine(rows)
 
     def done(self, result: Mapping[str, Any]) -> None:
         """Mark the run as done with its result figures (plain values: resolution_A, particles, ...)."""
@@ -253,8 +261,8 @@ def _own_files(path: Path) -> list[Path]:
     is_store = path.suffix == ".zarr"
 
     def own(item: Path) -> bool:
-        product = is_store or (item.is_file() and item.suffix in PRODUCTS)
-        return item.name != LOCK and (product or item.name in (RECORD, CHECKPOINTS))
+        product = is_store or ((item.is_file() or item.suffix == ".zarr") and item.suffix in PRODUCTS)
+        return item.name != LOCK and (product or item.name in (RECORD, CHECKPOINTS, ITEMS))
 
     return [item for item in sorted(path.iterdir()) if own(item)]
 

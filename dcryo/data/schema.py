@@ -1,4 +1,4 @@
-"""The one table of fields: each quantity of a particle or an optics group, and its name in every file format.
+"""The one table of fields: each quantity of a particle, a micrograph or an optics group, and its name in every format.
 
 `star.py` and `cs.py` are driven by these rows. A conversion that is more than a factor and an offset (Euler
 angles, image names, shifts in pixels, fractions of a micrograph) is found by the field's name in the module
@@ -26,7 +26,7 @@ class Field:
     """
 
     name: str
-    table: Literal["particles", "optics"]
+    table: Literal["particles", "micrographs", "optics"]
     dtype: str
     unit: str
     meaning: str
@@ -44,6 +44,10 @@ class Field:
 
 def _particle(name: str, dtype: str, unit: str, meaning: str, **rest: Any) -> Field:
     return Field(name, "particles", dtype, unit, meaning, **rest)
+
+
+def _micrograph(name: str, dtype: str, unit: str, meaning: str, **rest: Any) -> Field:
+    return Field(name, "micrographs", dtype, unit, meaning, **rest)
 
 
 def _optics(name: str, dtype: str, unit: str, meaning: str, **rest: Any) -> Field:
@@ -93,6 +97,25 @@ FIELDS: tuple[Field, ...] = (
               star=("rlnMaxValueProbDistribution",), values="any"),
     _particle("significant_poses", "i8", "", "number of modes that hold most of the posterior",
               star=("rlnNrOfSignificantSamples",)),
+    _micrograph("path", "U", "", "micrograph", star=("rlnMicrographName",)),
+    _micrograph("movie_path", "U", "", "movie that it was summed from", star=("rlnMicrographMovieName",)),
+    _micrograph("motion_path", "U", "", "STAR file of its motion", star=("rlnMicrographMetadata",)),
+    _micrograph("optics_row", "i4", "", "row of the optics table, from 0", star=("rlnOpticsGroup",), lowest=0),
+    _micrograph("motion_total_A", "f8", "A", "length of the whole-frame track", star=("rlnAccumMotionTotal",)),
+    _micrograph("motion_early_A", "f8", "A", "the same of the frames up to 4 e/A2", star=("rlnAccumMotionEarly",)),
+    _micrograph("motion_late_A", "f8", "A", "the same of the frames after them", star=("rlnAccumMotionLate",)),
+    _micrograph("defocus_u_A", "f8", "A", "defocus along one axis, positive for underfocus", star=("rlnDefocusU",)),
+    _micrograph("defocus_v_A", "f8", "A", "defocus along the other axis, at most that of U", star=("rlnDefocusV",)),
+    _micrograph("defocus_angle_deg", "f8", "deg", "from x towards the axis of U", star=("rlnDefocusAngle",)),
+    _micrograph("phase_shift_deg", "f8", "deg", "phase shift of a phase plate", star=("rlnPhaseShift",)),
+    _micrograph("ctf_score", "f8", "", "correlation of the power spectrum with the fitted CTF's",
+                star=("rlnCtfFigureOfMerit",), values="any"),
+    _micrograph("ctf_resolution_A", "f8", "A", "resolution to which the fit holds",
+                star=("rlnCtfMaxResolution",), values="any"),
+    _micrograph("ctf_image_path", "U", "", "power spectrum and fit, side by side", star=("rlnCtfImage",)),
+    _micrograph("coordinates_path", "U", "", "STAR file of its picks", star=("rlnMicrographCoordinates",)),
+    _micrograph("picks", "i8", "", "number of picks", star=("dcryoPicks",), lowest=0),
+    _micrograph("flag", "U", "", "why it should not be used; empty where it may", star=("dcryoFlag",)),
     _optics("name", "U", "", "name of the optics group", star=("rlnOpticsGroupName",)),
     _optics("group", "i4", "", "the file's number of the optics group",
             star=("rlnOpticsGroup",), cs="ctf/exp_group_id", cs_dtype="<u4", lowest=0),
@@ -108,14 +131,16 @@ FIELDS: tuple[Field, ...] = (
             star=("rlnImageSize",), cs="blob/shape", cs_dtype="<u4", lowest=1),
     _optics("micrograph_pixel_size_A", "f8", "A", "pixel size of the micrographs",
             star=("rlnMicrographPixelSize",), cs="location/micrograph_psize_A", values="positive"),
+    _optics("micrograph_original_pixel_size_A", "f8", "A", "pixel size of the movies",
+            star=("rlnMicrographOriginalPixelSize",), values="positive"),
     _optics("beam_tilt_x_mrad", "f8", "mrad", "beam tilt along x", star=("rlnBeamTiltX",)),
     _optics("beam_tilt_y_mrad", "f8", "mrad", "beam tilt along y", star=("rlnBeamTiltY",)),
 )
 # fmt: on
 
 PARTICLE_FIELDS: dict[str, Field] = {field.name: field for field in FIELDS if field.table == "particles"}
+MICROGRAPH_FIELDS: dict[str, Field] = {field.name: field for field in FIELDS if field.table == "micrographs"}
 OPTICS_FIELDS: dict[str, Field] = {field.name: field for field in FIELDS if field.table == "optics"}
-REQUIRED = ("image_path", "image_index", "optics_row")
 
 
 def expected(field: Field) -> str:

@@ -5,7 +5,7 @@ columns of its optics, shifts are in pixels, and the pixel size is rlnDetectorPi
 rlnMagnification.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +13,18 @@ import numpy as np
 from dcryo import euler
 from dcryo.data import star_syntax
 from dcryo.data.particles import Particles, group_optics, numbered
-from dcryo.data.schema import FIELDS, OPTICS_FIELDS, PARTICLE_FIELDS, Field, expected, first_refused
+from dcryo.data.schema import OPTICS_FIELDS, PARTICLE_FIELDS, first_refused
 from dcryo.data.star_syntax import Block, read_blocks, write_blocks
+from dcryo.data.star_table import GROUP, Table, optics_columns_of, optics_of, plain_columns
 from dcryo.errors import InputError, RunError
 
 __all__ = ["Block", "read_blocks", "read_particles", "write_blocks", "write_particles"]
 
-_IMAGE, _GROUP, _DIMENSIONS = "rlnImageName", "rlnOpticsGroup", "rlnImageDimensionality"
+_IMAGE, _DIMENSIONS = "rlnImageName", "rlnImageDimensionality"
 _MAGNIFICATION, _DETECTOR_UM = "rlnMagnification", "rlnDetectorPixelSize"
 _ORIGIN_PX = ("rlnOriginX", "rlnOriginY")
 _ORIGIN_A = PARTICLE_FIELDS["origin_A"].star
 _ANGLES = PARTICLE_FIELDS["rotation"].star
-_OWN_WAY = {"image_path", "image_index", "optics_row", "rotation"}
 
 
 def read_particles(path: str | Path) -> Particles:
@@ -39,14 +39,10 @@ def read_particles(path: str | Path) -> Particles:
     table = _particle_table(path, blocks)
     if not len(table):
         raise InputError(f"{table.where}: has no rows; expected at least one particle")
-    optics_extra: dict[str, np.ndarray] = {}
     if "optics" in blocks:
-        optics_table = _Table(f"{path}, data_optics", blocks["optics"])
-        optics = optics_table.plain_fields(OPTICS_FIELDS)
-        optics_rows = _optics_rows(table, optics_table, optics)
-        optics_extra = optics_table.rest()
+        optics, optics_rows, optics_extra = optics_of(table, Table(f"{path}, data_optics", blocks["optics"]))
     else:
-        optics, optics_rows = _optics_of_particles(table)
+        (optics, optics_rows), optics_extra = _optics_of_particles(table), {}
     columns = {"optics_row": optics_rows} | _images(table)
     if all(label in table for label in _ANGLES):
         angles = [table.numbers(PARTICLE_FIELDS["rotation"], label) for label in _ANGLES]
@@ -76,15 +72,10 @@ def write_particles(
     if image_names is None and (particles["image_path"] != "").any():
         pairs = zip(particles["image_index"].tolist(), particles["image_path"].tolist(), strict=True)
         image_names = [f"{index + 1:06d}@{stack}" for index, stack in pairs]
-    optics = numbered(particles.optics, particles.n_groups)
-    optics_columns = dict(_plain_columns("optics", optics))
-    optics_columns[_DIMENSIONS] = np.full(len(optics["group"]), 2)
-    for label, values in particles.optics_extra.items():
-        if label not in optics_columns or label == _DIMENSIONS:
-            optics_columns[label] = values
+    optics_columns, groups = optics_columns_of(particles, {_DIMENSIONS: np.full(particles.n_groups, 2)})
     columns = {} if image_names is None else {_IMAGE: np.array(image_names, dtype="U")}
-    columns |= dict(_plain_columns("particles", particles.columns))
-    columns[_GROUP] = optics["group"][particles["optics_row"]]
+    columns |= dict(plain_columns("particles", particles.columns))
+    columns[GROUP] = groups
     if "rotation" in particles:
         columns |= dict(zip(_ANGLES, euler.euler_from_matrix(particles["rotation"]), strict=True))
     for label, values in particles.extra.items():
@@ -94,88 +85,11 @@ def write_particles(
     write_blocks(path, {"optics": Block(optics_columns), "particles": Block(columns)})
 
 
-class _Table:
-    """A table as it is read: which labels are left, and where an error is."""
-
-    def __init__(self, where: str, block: Block) -> None:
-        self.where = where
-        self._columns = block.columns
-        self._used: set[str] = set()
-        self._rows = len(block)
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def __contains__(self, label: str) -> bool:
-        return label in self._columns
-
-    def raw(self, label: str) -> np.ndarray:
-        """The column's bytes, from here on not part of the rest."""
-        if label not in self._columns:
-            raise InputError(f"{self.where}: has no column _{label}; add it")
-        self._used.add(label)
-        return self._columns[label]
-
-    def numbers(self, field: Field, label: str) -> np.ndarray:
-        """The column as float64 (N,), every number accepted by the field."""
-        raw = self.raw(label)
-        try:
-            values = raw.astype(np.float64)
-        except ValueError:
-            raise self.refused(label, _first_word(raw), expected(field)) from None
-        row = first_refused(field, values)
-        if row is not None:
-            raise self.refused(label, row, expected(field))
-        return values
-
-    def plain_fields(self, fields: Mapping[str, Field]) -> dict[str, np.ndarray]:
-        """The fields that are here and need no conversion, by name."""
-        found: dict[str, np.ndarray] = {}
-        for field in fields.values():
-            labels = field.star
-            if field.star_also in self and not any(label in self for label in labels):
-                labels = (field.star_also,)
-            if field.name in _OWN_WAY or not any(label in self for label in labels):
-                continue
-            if field.dtype == "U":
-                found[field.name] = star_syntax.text(self.raw(labels[0]), f"{self.where}: _{labels[0]}")
-            else:
-                values = np.stack([self.numbers(field, label) for label in labels], axis=1)
-                found[field.name] = values.reshape(len(self), *field.shape)
-        return found
-
-    def drop(self, labels: Sequence[str]) -> None:
-        self._used.update(labels)
-
-    def rest(self) -> dict[str, np.ndarray]:
-        return {
-            label: star_syntax.text(values, f"{self.where}: _{label}")
-            for label, values in self._columns.items()
-            if label not in self._used
-        }
-
-    def refused(self, label: str, row: int, wanted: str) -> InputError:
-        value = self._columns[label][row].decode("utf-8", "replace")
-        return InputError(
-            f"{self.where}, row {row + 1}, _{label}: found {value!r}; expected {wanted}. "
-            "Correct the value or take the row out"
-        )
-
-
-def _first_word(raw: np.ndarray) -> int:
-    for row, value in enumerate(raw.tolist()):
-        try:
-            float(value)
-        except ValueError:
-            return row
-    raise AssertionError("every value is a number")
-
-
-def _particle_table(path: str | Path, blocks: Mapping[str, Block]) -> _Table:
+def _particle_table(path: str | Path, blocks: Mapping[str, Block]) -> Table:
     candidates = {name: block for name, block in blocks.items() if name != "optics"}
     for name in ("particles", "images", "", *candidates):
         if name in candidates and _is_of_particles(candidates[name]):
-            return _Table(f"{path}, data_{name}", candidates[name])
+            return Table(f"{path}, data_{name}", candidates[name])
     raise InputError(
         f"{path}: no block has the column _{_IMAGE}, or _rlnMicrographName and _rlnCoordinateX; "
         f"expected a STAR file of particles, found {', '.join(f'data_{name}' for name in blocks)}"
@@ -186,7 +100,7 @@ def _is_of_particles(block: Block) -> bool:
     return _IMAGE in block.columns or {"rlnMicrographName", "rlnCoordinateX"} <= block.columns.keys()
 
 
-def _images(table: _Table) -> dict[str, np.ndarray]:
+def _images(table: Table) -> dict[str, np.ndarray]:
     """`image_path` and `image_index` of names such as 000001@stack.mrcs, or of one image's file."""
     if _IMAGE not in table:
         return {"image_path": np.zeros(len(table), "U1"), "image_index": np.zeros(len(table), np.int64)}
@@ -203,28 +117,10 @@ def _images(table: _Table) -> dict[str, np.ndarray]:
     return {"image_path": paths, "image_index": np.where(in_stack, numbers - 1, 0)}
 
 
-def _optics_rows(table: _Table, optics_table: _Table, optics: Mapping[str, np.ndarray]) -> np.ndarray:
-    if "group" not in optics:
-        raise InputError(f"{optics_table.where}: has no column _{_GROUP}; add it")
-    groups = optics["group"]
-    order = np.argsort(groups, kind="stable")
-    twice = np.flatnonzero(np.diff(groups[order]) == 0)
-    if len(twice):
-        raise optics_table.refused(_GROUP, int(order[twice[0] + 1]), "each optics group once")
-    if _GROUP not in table and len(groups) == 1:
-        return np.zeros(len(table), np.int32)
-    wanted = table.numbers(OPTICS_FIELDS["group"], _GROUP)
-    rows = order[np.searchsorted(groups[order], wanted).clip(max=len(groups) - 1)] if len(groups) else wanted
-    missing = np.flatnonzero(groups[rows] != wanted) if len(groups) else np.arange(len(wanted))
-    if len(missing):
-        raise table.refused(_GROUP, int(missing[0]), f"a group of data_optics, {groups.astype(int).tolist()}")
-    return rows
-
-
-def _optics_of_particles(table: _Table) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _optics_of_particles(table: Table) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Optics groups where there is no table: particles whose optics are the same, by first appearance."""
-    if _GROUP in table:
-        raise InputError(f"{table.where}: has _{_GROUP}, but the file has no data_optics; add that table")
+    if GROUP in table:
+        raise InputError(f"{table.where}: has _{GROUP}, but the file has no data_optics; add that table")
     values = table.plain_fields(OPTICS_FIELDS)
     pixel_size = OPTICS_FIELDS["pixel_size_A"]
     if "pixel_size_A" not in values and _MAGNIFICATION in table and _DETECTOR_UM in table:
@@ -238,7 +134,7 @@ def _optics_of_particles(table: _Table) -> tuple[dict[str, np.ndarray], np.ndarr
     return numbered(optics, rows.max(initial=-1) + 1), rows
 
 
-def _origins_from_pixels(table: _Table, optics: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+def _origins_from_pixels(table: Table, optics: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
     field = PARTICLE_FIELDS["origin_A"]
     origin_px = np.stack([table.numbers(field, label) for label in _ORIGIN_PX], axis=1)
     if "pixel_size_A" not in optics:
@@ -252,10 +148,3 @@ def _origins_from_pixels(table: _Table, optics: Mapping[str, np.ndarray], rows: 
     if row is not None:
         raise table.refused(_ORIGIN_PX[0], row, "a shift in pixels")
     return origin
-
-
-def _plain_columns(table: str, columns: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    for field in FIELDS:
-        if field.table == table and field.name in columns and field.name not in _OWN_WAY and field.star:
-            values = columns[field.name].reshape(-1, len(field.star))
-            yield from ((label, values[:, i]) for i, label in enumerate(field.star))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dcryo.data.particles import Particles, group_optics, identities, numbered
-from dcryo.data.schema import FIELDS, OPTICS_FIELDS, PARTICLE_FIELDS, first_refused
+from dcryo.data.schema import FIELDS, MICROGRAPH_FIELDS, OPTICS_FIELDS, PARTICLE_FIELDS, first_refused
 
 
 def particles(n: int = 5) -> Particles:
@@ -84,8 +84,8 @@ def test_numbers_of_groups_are_kept_where_they_are_fit() -> None:
 
 
 def test_a_name_stands_for_one_field_in_each_table_and_format() -> None:
-    assert len(PARTICLE_FIELDS) + len(OPTICS_FIELDS) == len(FIELDS)
-    for fields, shared in ((PARTICLE_FIELDS, {"rlnImageName"}), (OPTICS_FIELDS, set())):
+    assert len(PARTICLE_FIELDS) + len(OPTICS_FIELDS) + len(MICROGRAPH_FIELDS) == len(FIELDS)
+    for fields, shared in ((PARTICLE_FIELDS, {"rlnImageName"}), (OPTICS_FIELDS, set()), (MICROGRAPH_FIELDS, set())):
         labels = [label for field in fields.values() for label in field.star if label not in shared]
         assert len(labels) == len(set(labels))
         names = [field.cs for field in fields.values() if field.cs]
