@@ -59,7 +59,7 @@ def test_relion_reads_our_micrographs(tmp_path: Path) -> None:
     command = ["relion_star_handler", "--i", "m.star", "--o", "out.star", "--select", "rlnAccumMotionTotal"]
     subprocess.run([*command, "--minval", "0"], cwd=tmp_path, check=True, capture_output=True)
     kept = star.read_blocks(tmp_path / "out.star")["micrographs"]
-    assert kept.columns["rlnMicrographName"].tolist() == [b"M/a.mrc", b"M/b.mrc"]
+    assert kept.columns["rlnMicrographName"].tolist() == ["M/a.mrc", "M/b.mrc"]
 
 
 @pytest.mark.parametrize(
