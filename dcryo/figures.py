@@ -9,13 +9,16 @@ import io
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Circle
 
 BLUE, SKY, ORANGE, VERMILION, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73"
 INK, FAINT = "#1f2933", "#7b8794"
@@ -50,6 +53,45 @@ FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Libera
 
 TICKS_A = (200, 100, 60, 40, 30, 25, 20, 16, 14, 12, 10, 9, 8, 7, 6, 5.5, 5, 4.5, 4, 3.6, 3.3, 3, 2.8, 2.6,
            2.4, 2.2, 2, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4, 1.3, 1.2, 1.1, 1.0, 0.9, 0.8)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """A micrograph (y, x), of shape_px (x, y) pixels before it was made small, and tracks in those: of the whole frame
+    (F, 2), and (n, F, 2) of patches around their centres (n, 2)."""
+
+    title: str
+    preview: np.ndarray
+    shape_px: np.ndarray
+    track_px: np.ndarray
+    patch_centre_px: np.ndarray
+    patch_track_px: np.ndarray
+
+
+@dataclass(frozen=True)
+class Rings:
+    """A power spectrum beside its fit (n, n), and curves along the rings, (S,) each."""
+
+    title: str
+    picture: np.ndarray
+    frequency_1_A: np.ndarray
+    spectrum: np.ndarray
+    fit: np.ndarray
+    quality: np.ndarray
+
+
+@dataclass(frozen=True)
+class Picks:
+    """A micrograph (y, x), of shape_px (x, y) pixels before it was made small, and picks (n, 2) in those; excluded:
+    a small map of areas that were left out; labels_px: (m, 2) particles that a person has marked."""
+
+    title: str
+    preview: np.ndarray
+    shape_px: np.ndarray
+    coordinate_px: np.ndarray
+    diameter_px: float
+    excluded: np.ndarray | None = None
+    labels_px: np.ndarray | None = None
 
 
 @matplotlib.rc_context(STYLE)
@@ -110,13 +152,16 @@ def spectra(frequency_1_A: np.ndarray, curves: Mapping[str, np.ndarray]) -> str:
     return _svg(figure)
 
 
-def resolution_axis(axes: Axes, frequency_max_1_A: float) -> None:
-    """Make the x axis, linear in spatial frequency, read as resolution in Angstrom."""
+def resolution_axis(axes: Axes, frequency_max_1_A: float, apart: float = 0.085) -> None:
+    """Make the x axis, linear in spatial frequency, read as resolution in Angstrom.
+
+    apart: the least distance of ticks, as a part of the axis.
+    """
     axes.set_xlim(0, frequency_max_1_A)
     ticks: list[float] = []
     for resolution_A in TICKS_A:
         frequency = 1 / resolution_A
-        if frequency - (ticks[-1] if ticks else 0.0) >= 0.085 * frequency_max_1_A and frequency <= frequency_max_1_A:
+        if frequency - (ticks[-1] if ticks else 0.0) >= apart * frequency_max_1_A and frequency <= frequency_max_1_A:
             ticks.append(frequency)
     axes.set_xticks(ticks, [f"{1 / tick:.3g}" for tick in ticks])
     axes.set_xlabel("resolution (Å)")
@@ -198,6 +243,7 @@ def map_views(volume: np.ndarray, voxel_size_A: float, mask: np.ndarray | None) 
     # An engine that finds the margins would draw all pictures twice.
     margins = {"left": 0.01, "right": 0.99, "bottom": 0.01, "top": 0.96, "wspace": 0.03, "hspace": 0.1}
     figure = Figure(figsize=(FULL_IN, 7.9))
+    figure.set_layout_engine("none")
     grid = figure.subplots(2, 3, gridspec_kw=margins)
     seen = slice(None) if mask is None else _extent(mask)
     slices = [volume.take(size // 2, axis)[seen, seen] for axis, size in enumerate(volume.shape)]
@@ -262,6 +308,106 @@ def certainty(max_probability: np.ndarray) -> str:
     return _svg(figure)
 
 
+@matplotlib.rc_context(STYLE)
+def histograms(columns: Mapping[str, np.ndarray], across: int = 3) -> str:
+    """Histograms side by side; label of the axis -> (N,). Values past the 99th percentile are in the last bar."""
+    down = -(-len(columns) // across)
+    figure = Figure(figsize=(FULL_IN, 2.9 * down))
+    for axes, item in itertools.zip_longest(np.ravel(figure.subplots(down, across, squeeze=False)), columns.items()):
+        if item is None:
+            axes.set_axis_off()
+            continue
+        label, values = item
+        values = values[np.isfinite(values)]
+        _histogram(axes, np.minimum(values, np.percentile(values, 99)) if len(values) else values, label)
+        axes.set_ylabel("micrographs")
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def tracks(pictures: Sequence[Tracks]) -> str:
+    """Micrographs with the tracks of their frames, enlarged: of the whole frame from the centre, and of patches."""
+    figure, grid = _gallery(len(pictures), 3, 3.75)
+    for axes, picture in zip(grid, pictures, strict=False):
+        _, to_preview = _preview(axes, picture.preview, picture.shape_px, picture.title)
+        lengths = [np.ptp(track, axis=0).max(initial=0) for track in (picture.track_px, *picture.patch_track_px)]
+        # The longest is drawn over a quarter of the picture.
+        gain = picture.preview.shape[1] / 4 / max(max(lengths, default=0), 1e-6)
+        half = np.array(picture.preview.shape[::-1]) / 2
+        for centre, track in zip(picture.patch_centre_px * to_preview, picture.patch_track_px, strict=True):
+            axes.plot(*(centre + gain * (track - track[0])).T, color=SKY, linewidth=1.1)
+            axes.plot(*centre, "o", color=SKY, markersize=2.4)
+        axes.plot(*(half + gain * (picture.track_px - picture.track_px[0])).T, color=ORANGE, linewidth=1.8)
+        axes.plot(*half, "o", color=ORANGE, markersize=3.5)
+    return _jpeg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def thon_rings(pictures: Sequence[Rings]) -> str:
+    """Power spectra beside their fits, and below each the curves along the rings."""
+    rows = -(-len(pictures) // 3)
+    figure = Figure(figsize=(FULL_IN, 5.6 * rows))
+    grid = figure.subplots(2 * rows, 3, squeeze=False, gridspec_kw={"height_ratios": [3.4, 1.5] * rows})
+    for axes in grid.ravel():
+        axes.set_axis_off()
+    for place, picture in enumerate(pictures):
+        row, column = 2 * (place // 3), place % 3
+        above, below = grid[row, column], grid[row + 1, column]
+        low, high = np.percentile(picture.picture, [1, 99.5])
+        above.imshow(picture.picture, cmap="gray", origin="lower", vmin=low, vmax=max(high, low + 1e-9))
+        above.set_title(picture.title)
+        below.set_axis_on()
+        frequency = picture.frequency_1_A
+        below.plot(frequency, picture.spectrum, color=BLUE, linewidth=1.1, label="spectrum")
+        below.plot(frequency, picture.fit, color=ORANGE, linewidth=1.1, label="fit")
+        below.plot(frequency, picture.quality, color=GREEN, linewidth=1.1, label="agreement")
+        shown = frequency > 1 / 40
+        reach = np.percentile(np.abs(np.concatenate([picture.spectrum[shown], [1.0]])), 99)
+        below.set_ylim(-0.15 - 0.3 * (picture.spectrum[shown].min(initial=0) < -0.1), max(1.1, 1.05 * reach))
+        resolution_axis(below, float(frequency[-1]), apart=0.14)
+        if place == 0:
+            below.legend(fontsize=8, ncols=3, loc="upper right", handlelength=1.2, columnspacing=0.8)
+    return _jpeg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def picks(pictures: Sequence[Picks]) -> str:
+    """Micrographs with a circle of the particle's diameter around each pick; what is excluded is shaded, and particles
+    that a person has marked are crosses."""
+    figure, grid = _gallery(len(pictures), 3, 3.75)
+    for axes, picture in zip(grid, pictures, strict=False):
+        extent, to_preview = _preview(axes, picture.preview, picture.shape_px, picture.title)
+        if picture.excluded is not None and picture.excluded.any():
+            shade = np.where(picture.excluded > 0, 1.0, np.nan)
+            axes.imshow(shade, cmap="autumn", origin="lower", alpha=0.35, extent=extent, vmin=0, vmax=1.5)
+        radius = picture.diameter_px / 2 * to_preview[0]
+        circles = [Circle(tuple(place), radius) for place in picture.coordinate_px * to_preview]
+        axes.add_collection(PatchCollection(circles, facecolor="none", edgecolor=ORANGE, linewidth=0.9))
+        if picture.labels_px is not None:
+            axes.plot(*(picture.labels_px * to_preview).T, "+", color=SKY, markersize=4, markeredgewidth=0.9)
+    return _jpeg(figure)
+
+
+def _gallery(count: int, across: int, side_in: float) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(FULL_IN, side_in * -(-count // across)))
+    grid = np.ravel(figure.subplots(-(-count // across), across, squeeze=False))
+    for axes in grid:
+        axes.set_axis_off()
+    return figure, list(grid)
+
+
+def _preview(
+    axes: Axes, preview: np.ndarray, shape_px: np.ndarray, title: str
+) -> tuple[tuple[float, float, float, float], np.ndarray]:
+    """A small micrograph, y up. Returns its extent and the factors (x, y) from the micrograph's pixels to its own."""
+    low, high = np.percentile(preview, [0.5, 99.5])
+    extent = (-0.5, preview.shape[1] - 0.5, -0.5, preview.shape[0] - 0.5)
+    axes.imshow(preview, cmap="gray", origin="lower", vmin=low, vmax=max(high, low + 1e-6), extent=extent)
+    axes.set(xlim=extent[:2], ylim=extent[2:])
+    axes.set_title(title, fontsize=9)
+    return extent, np.array(preview.shape[::-1]) / np.asarray(shape_px)
+
+
 def _figure(width_in: float, height_in: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width_in, height_in))
     return figure, figure.subplots()
@@ -302,6 +448,13 @@ def _picture(axes: Axes, image: np.ndarray, voxel_size_A: float, limits: np.ndar
 def _round_length(length: float) -> float:
     scale = 10.0 ** np.floor(np.log10(length))
     return float(scale * max(step for step in (1, 2, 5) if step * scale <= length))
+
+
+def _jpeg(figure: Figure, dpi: int = 130) -> str:
+    """A figure of many noisy pictures as a data URI: as SVG it would be ten times as large."""
+    made = io.BytesIO()
+    figure.savefig(made, format="jpeg", dpi=dpi, pil_kwargs={"quality": 85, "optimize": True})
+    return "data:image/jpeg;base64," + base64.b64encode(made.getvalue()).decode("ascii")
 
 
 def _svg(figure: Figure, dpi: int = 150) -> str:

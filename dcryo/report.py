@@ -17,10 +17,11 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from dcryo import figures
+from dcryo import figures, report_micrographs
 from dcryo.data import mrc, star
 from dcryo.data.atomic import replacing
 from dcryo.data.curves import read_curves
+from dcryo.data.items import ITEMS
 from dcryo.data.particles import Particles
 from dcryo.data.run import Run
 from dcryo.data.store import is_store, open_store
@@ -37,6 +38,10 @@ TITLES = {
     "import": "Import of particles",
     "demo": "Demonstration",
     "fsc": "Fourier shell correlation of two maps",
+    "motion": "Motion correction",
+    "ctf": "CTF estimation",
+    "pick": "Particle picking",
+    "extract": "Extraction of particles",
 }
 UNITS = {"A": "Å", "A2": "Å²", "deg": "°", "px": "px", "s": "s", "kV": "kV", "mm": "mm", "mrad": "mrad"}
 
@@ -110,6 +115,11 @@ class Source:
         """The run whose files the page shows: the last one within that made a map, if this one has none."""
         made_a_map = [source for source in self.within if (source.path / MAPS[0]).is_file()]
         return made_a_map[-1] if made_a_map and not self._first(MAPS) else self
+
+    @functools.cached_property
+    def items(self) -> report_micrographs.Items:
+        """What a run over movies or micrographs found of each."""
+        return report_micrographs.Items(self.path, self.record)
 
     def curves(self, name: str) -> dict[str, np.ndarray]:
         """Columns of a table over shells, (S,) float64 each; empty where there is no such file."""
@@ -194,7 +204,7 @@ def _cards(source: Source) -> list[tuple[str, str, str]]:
         everywhere = f"{100 * last.get('searched_everywhere', 1):.0f} % searched everywhere"
         cards.append(("Iterations", str(last["iteration"]), everywhere))
     if record["quarantined"]:
-        cards.append(("Quarantined", f"{len(record['quarantined']):,}", "particles left out"))
+        cards.append(("Quarantined", f"{len(record['quarantined']):,}", "left out"))
     return [card for card in cards if card]
 
 
@@ -280,6 +290,17 @@ def _convergence(source: Source) -> Section | None:
     return Section("Convergence", figures.convergence(iterations), words, wide=True)
 
 
+def _of_items(title: str, make: Callable[[report_micrographs.Items], tuple[str, str] | None]) -> Callable:
+    def section(source: Source) -> Section | None:
+        if not (source.path / ITEMS).is_dir():
+            return None
+        made = make(source.items)
+        return None if made is None else Section(title, *made, wide=True)
+
+    section.__name__ = title
+    return section
+
+
 def _images(source: Source) -> Section | None:
     stack = source.path / "particles.mrcs"
     if is_store(source.path):
@@ -346,18 +367,21 @@ def _quarantined(source: Source) -> Section | None:
     rows = source.record["quarantined"]
     if not rows:
         return None
+    noun = "micrographs" if (source.path / ITEMS).is_dir() else "particles"
     reasons = Counter(str(row["reason"]) for row in rows).most_common(5)
-    words = f"{len(rows):,} particles were left out: " + "; ".join(f"{count:,} {reason}" for reason, count in reasons)
+    words = f"{len(rows):,} {noun} were left out: " + "; ".join(f"{count:,} {reason}" for reason, count in reasons)
     if len(rows) > QUARANTINED_SHOWN:
         words += f". The first {QUARANTINED_SHOWN} are listed here, all in run.json"
     table = [["row", "image", "reason"]]
     table += [[str(row["row"]), str(row["image"]), str(row["reason"])] for row in rows[:QUARANTINED_SHOWN]]
-    return Section("Quarantined particles", caption=words + ".", table=table, wide=True)
+    title = "Flagged micrographs" if noun == "micrographs" else "Quarantined particles"
+    return Section(title, caption=words + ".", table=table, wide=True)
 
 
 SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
-    _map, _fourier_shell_correlation, _noise_and_signal, _convergence, _images, _orientations, _shifts, _defocus,
-    _certainty_of_poses, _iterations, _quarantined,
+    _map, _fourier_shell_correlation, _noise_and_signal, _convergence,
+    *(_of_items(title, make) for title, make in report_micrographs.SECTIONS.items()),
+    _images, _orientations, _shifts, _defocus, _certainty_of_poses, _iterations, _quarantined,
 )  # fmt: skip
 
 
