@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CtfOptions", "DemoOptions", "ExportOptions", "FscOptions", "ImportOptions", "ReconstructOptions", "RefineOptions",
-    "SimulateOptions", "ctf", "demo", "export_particles", "fsc_of_maps", "import_particles", "open", "reconstruct", "refine",
-    "simulate", "write_report",
+    "SimulateOptions", "ctf", "demo", "export_particles", "fsc_of_maps", "import_particles", "open", "reconstruct",
+    "refine", "simulate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {

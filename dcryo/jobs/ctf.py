@@ -14,7 +14,7 @@ from dcryo.data.mrc import StackWriter
 from dcryo.data.particles import Micrographs
 from dcryo.data.run import Run
 from dcryo.errors import InputError
-from dcryo.jobs.micrographs import MicrographOptions, WatchOptions, flagged, load_micrographs, named, work_through
+from dcryo.jobs.micrographs import MicrographOptions, WatchOptions, flagged, load_micrographs, work_through
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress
 from dcryo.steps import ctf as steps
 from dcryo.steps.ctf import Estimate, Optics, Wanted
@@ -60,7 +60,7 @@ class CtfOptions(OutOptions, ClusterOptions, WatchOptions, MicrographOptions):
                 raise ValueError(what)
         if self.max_phase_shift_deg - self.min_phase_shift_deg > 180.0:
             raise ValueError(
-                "--max-phase-shift: phases half a turn apart have the same rings; give 180 degrees at most"
+                "--max-phase-shift: may be 180 degrees above --min-phase-shift, from where on rings repeat"
             )
         if self.power_spectra and (self.local or self.tile_px):
             raise ValueError("--power-spectra: spectra are not cut in tiles; leave out --local and --tile")

@@ -92,11 +92,12 @@ def alike(powers: NDArray[np.float32], lowest: float, deviations: float = 6.0) -
 @njit(nogil=True, cache=True)
 def _band_means(powers: np.ndarray, edges: np.ndarray) -> np.ndarray:
     highest = powers.shape[2] - 1
-    band = np.full(powers.shape[1:], -1, dtype=np.int8)
+    _, height, width = powers.shape
+    band = np.full((height, width), -1, dtype=np.int8)
     counts = np.zeros(len(edges) - 1)
     # Every second line tells as much.
-    for row in range(0, band.shape[0], 2):
-        for column in range(band.shape[1]):
+    for row in range(0, height, 2):
+        for column in range(width):
             radius = math.sqrt((row - highest) ** 2 + column**2)
             for b in range(len(counts)):
                 if edges[b] <= radius < edges[b + 1]:
@@ -104,9 +105,9 @@ def _band_means(powers: np.ndarray, edges: np.ndarray) -> np.ndarray:
                     counts[b] += 1.0
     sums = np.zeros((len(powers), len(counts)))
     for t in range(len(powers)):
-        for row in range(0, band.shape[0], 2):
+        for row in range(0, height, 2):
             line = np.zeros(len(counts))
-            for column in range(band.shape[1]):
+            for column in range(width):
                 if band[row, column] >= 0:
                     line[band[row, column]] += powers[t, row, column]
             sums[t] += line
@@ -120,14 +121,15 @@ def amplitude(powers: NDArray[np.float32], kept: NDArray[np.bool_]) -> Half:
 
 @njit(nogil=True, cache=True)
 def _root_mean(powers: np.ndarray, tiles: np.ndarray) -> np.ndarray:
-    out = np.zeros(powers.shape[1:], dtype=np.float32)
+    _, height, width = powers.shape
+    out = np.zeros((height, width), dtype=np.float32)
     for t in tiles:
-        for row in range(out.shape[0]):
-            for column in range(out.shape[1]):
+        for row in range(height):
+            for column in range(width):
                 out[row, column] += powers[t, row, column]
     scale = np.float32(1.0 / max(1, len(tiles)))
-    for row in range(out.shape[0]):
-        for column in range(out.shape[1]):
+    for row in range(height):
+        for column in range(width):
             out[row, column] = math.sqrt(out[row, column] * scale)
     return out
 

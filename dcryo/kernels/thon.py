@@ -1,6 +1,6 @@
-"""The CTF's aberration from the Thon rings of a spectrum: search over sectors, refinement over pixels, how far it holds.
+"""The CTF's aberration from the Thon rings of a spectrum: a search over sectors, its refinement, how far it holds.
 
-Spectra are half ones, flattened, as `dcryo.kernels.spectrum` makes them. The rings are -cos(2 gamma) about a background,
+Spectra are half ones, flattened, as `dcryo.kernels.spectrum` makes them. Rings are -cos(2 gamma) about a background,
 since CTF^2 = (1 - cos 2 gamma) / 2, with gamma as in `dcryo.kernels.ctf`.
 """
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dcryo.kernels.ctf import wavelength_A
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 
 
 class Lens(NamedTuple):
@@ -36,7 +36,8 @@ class Aberration(NamedTuple):
         """U >= V in Angstrom, and the angle of U in degrees, from 0 up to 180."""
         half = math.hypot(self.along_A, self.across_A)
         angle = math.degrees(math.atan2(self.across_A, self.along_A)) / 2.0 % 180.0
-        return self.mean_A + half, self.mean_A - half, angle
+        # What is a rounding error below 0 comes out as 180.
+        return self.mean_A + half, self.mean_A - half, angle if angle < 180.0 else 0.0
 
 
 class Range(NamedTuple):
@@ -55,8 +56,7 @@ class Fit(NamedTuple):
 
     error: standard deviations of mean, along, across and phase, same units. envelope, background: of the rings and
     under them, at rings 0 to h, in units of the flattened spectrum. score: correlation, over all pixels that were
-    fitted, of the spectrum less its background with the fitted rings. chance: the score that noise would reach one time
-    in six. pixels: how many were fitted.
+    fitted, of the spectrum less its background with the fitted rings.
     """
 
     aberration: Aberration
@@ -64,8 +64,6 @@ class Fit(NamedTuple):
     envelope: Array
     background: Array
     score: float
-    chance: float
-    pixels: int
 
 
 class Curves(NamedTuple):
@@ -183,7 +181,7 @@ def _paths(
         prior = 0.5 * (4.0 * half * step_A / max(expected_A, 1e-3)) ** 2
         for turn in range(turns if half else 1):
             for sector in range(sectors):
-                offset[sector] = int(math.floor(2.0 * half * cosine[turn, sector] + 0.5))
+                offset[sector] = math.floor(2.0 * half * cosine[turn, sector] + 0.5)
             for place in range(2 * half, count - 2 * half):
                 mean = first_A + place * step_A
                 if mean < lowest_A or mean > highest_A:
@@ -217,57 +215,57 @@ def refine(
     to one independent number, for the errors.
     """
     fit_phase = within.phase_rad[1] > within.phase_rad[0]
-    free = np.array([True, True, True, fit_phase] + [True] * (2 * basis.shape[1]))
-    first_tap, taps = _taps(basis)
-    prior = np.zeros(len(free))
-    # The errors say what a standard deviation is only once the noise is known; until then the flattened noise is 1/10.
-    noise, damping = 0.01, 1e-3
+    splines = basis.shape[1]
+    free = np.array([True, True, True, fit_phase] + [True] * (2 * splines))
+    taps = _taps(basis)
+    # Precisions of the priors, in units of a look's noise. Their part in the sum of squares follows the noise.
+    precision = np.zeros(len(free))
+    precision[1:3] = 4.0 / max(within.astigmatism_A, 1e-3) ** 2
+    precision[4 : 4 + splines], precision[4 + splines :] = _BACKGROUND**-2, _ENVELOPE**-2
     values = np.zeros(len(free))
     values[:4] = start
-    previous = np.inf
-    accepted = values
-    normal = gradient = np.empty(0)
-    pixels, total = 0, 0.0
+    normal, gradient, _, _ = _normal(half, values, *taps, used, step_1_A, *of)
+    # The splines are linear: with the start's aberration their best values come first, the noise taken for 1/10.
+    prior = 0.01 * looks_per_pixel * precision
+    values[4:] = _solved(normal[4:, 4:] + np.diag(prior[4:]), gradient[4:], 0.0)
+    accepted, best, damping, noise = values, np.inf, 1e-3, 0.01
     for _ in range(rounds):
-        normal_here, gradient_here, sums = _normal(half, values, first_tap, taps, used, step_1_A, *of)
-        if previous == np.inf:
-            # The splines are linear: with the start's aberration their best values come first.
-            values = values.copy()
-            values[4:] = _solved(normal_here[4:, 4:], gradient_here[4:], 0.0)
-            previous = 1e300
-            continue
-        count, error = int(sums[0]), float(sums[1])
-        prior[1:3] = looks_per_pixel * noise * 4.0 / max(within.astigmatism_A, 1e-3) ** 2
-        error_here = error + prior[1] * values[1] ** 2 + prior[2] * values[2] ** 2
-        if error_here <= previous:
-            accepted, normal, gradient, pixels, total = values, normal_here, gradient_here, count, error
-            noise = error / max(1, count)
-            settled = previous - error_here < 1e-6 * error_here
-            previous = error_here
-            damping *= 0.2
+        normal_here, gradient_here, count, squares = _normal(half, values, *taps, used, step_1_A, *of)
+        worth = squares + float(prior @ values**2)
+        if worth <= best:
+            settled = best - worth < 1e-6 * worth
+            accepted, best, normal, gradient = values, worth, normal_here, gradient_here
+            noise = squares / max(count, 1)
             if settled:
                 break
+            prior = noise * looks_per_pixel * precision
+            best = squares + float(prior @ values**2)
+            damping *= 0.2
         else:
             damping *= 10.0
-        matrix = normal + np.diag(prior)
         step = np.zeros(len(free))
-        step[free] = _solved(matrix[np.ix_(free, free)], (gradient - prior * accepted)[free], damping)
+        step[free] = _solved(
+            (normal + np.diag(prior))[np.ix_(free, free)], (gradient - prior * accepted)[free], damping
+        )
         values = accepted + step
-    covariance = np.zeros((len(free), len(free)))
-    if len(normal):
-        matrix = normal + np.diag(prior)
-        covariance[np.ix_(free, free)] = np.linalg.pinv(matrix[np.ix_(free, free)]) * noise * looks_per_pixel
-    count_b = basis.shape[1]
+    errors = np.zeros(len(free))
+    inverse = np.linalg.pinv((normal + np.diag(prior))[np.ix_(free, free)])
+    errors[free] = np.sqrt(np.maximum(np.diag(inverse), 0.0) * noise * looks_per_pixel)
     aberration = Aberration(*(float(value) for value in accepted[:4]))
     if fit_phase:
         # The rings of two phases half a turn apart are the same.
         lowest = within.phase_rad[0]
         aberration = aberration._replace(phase_rad=lowest + (aberration.phase_rad - lowest) % math.pi)
-    error = Aberration(*(float(value) for value in np.sqrt(np.maximum(np.diag(covariance)[:4], 0.0))))
-    background, envelope = basis @ accepted[4 : 4 + count_b], basis @ accepted[4 + count_b :]
+    background, envelope = basis @ accepted[4 : 4 + splines], basis @ accepted[4 + splines :]
     score = _score(half, accepted[:4], background, envelope, used, step_1_A, *of)
-    chance = math.sqrt(looks_per_pixel / max(1, pixels))
-    return Fit(aberration, error, envelope, background, float(score), chance, pixels)
+    return Fit(aberration, Aberration(*(float(error) for error in errors[:4])), envelope, background, float(score))
+
+
+_BACKGROUND = 0.3
+"""What the baseline may leave of the background, a standard deviation. It also holds splines that few pixels see."""
+
+_ENVELOPE = 1.0
+"""How large the rings may be, in the same way."""
 
 
 def _taps(basis: Array) -> tuple[NDArray[np.int64], Array]:
@@ -294,12 +292,13 @@ def _normal(
     quadratic: float,
     quartic: float,
     offset: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, int, float]:
     """Normal matrix and right side of a Gauss-Newton step, and the number of pixels and their summed squared error."""
     size = len(values)
     splines = (size - 4) // 2
     highest = half.shape[1] - 1
-    normal, right, sums = np.zeros((size, size)), np.zeros(size), np.zeros(2)
+    normal, right = np.zeros((size, size)), np.zeros(size)
+    count, squares = 0, 0.0
     row, index = np.empty(12), np.empty(12, dtype=np.int64)
     for n in range(4):
         index[n] = n
@@ -329,8 +328,8 @@ def _normal(
             row[0], row[1], row[2] = slope * quadratic * k2, slope * quadratic * difference, slope * quadratic * product
             row[3] = -slope
             error = half[line, kx] - background - envelope * wave
-            sums[0] += 1.0
-            sums[1] += error * error
+            count += 1
+            squares += error * error
             for i in range(12):
                 right[index[i]] += row[i] * error
                 for j in range(i, 12):
@@ -338,7 +337,7 @@ def _normal(
     for i in range(size):
         for j in range(i):
             normal[i, j] = normal[j, i]
-    return normal, right, sums
+    return normal, right, count, squares
 
 
 @njit(nogil=True, cache=True)
@@ -448,7 +447,7 @@ def curves(half: NDArray[np.float32], fit: Fit, first: int, step_1_A: float, of:
 def _quality(measured: np.ndarray, fitted: np.ndarray, counts: np.ndarray, reach: np.ndarray, first: int) -> np.ndarray:
     out = np.full(len(measured), np.nan)
     for ring in range(first, len(measured)):
-        low, high = int(math.ceil(ring - reach[ring])), min(int(ring + reach[ring]), len(measured) - 1)
+        low, high = math.ceil(ring - reach[ring]), min(int(ring + reach[ring]), len(measured) - 1)
         if low < first:
             continue
         # Weighted moments of the place x and the two curves, then of what straight lines leave of them.

@@ -78,8 +78,8 @@ class Estimate:
     U >= V; the angle is from x towards the axis of U, from 0 up to 180. score: correlation of the spectrum with the
     fitted rings; standing_out: how far the rings stand out of the noise, in its standard deviations; resolution_A: to
     which the fit holds, infinite where it nowhere does. ice: power at ice's ring over that beside it, None where the
-    pixels are too large. tilt_A: what a plane of defocus spans over the micrograph, and tilt_deg its slope, 0 where none
-    stands out; None where there are no tiles. flag: why it should not be used, empty where it may.
+    pixels are too large. tilt_A: what a plane of defocus spans over the micrograph, and tilt_deg its slope, 0
+    where none stands out; None where there are no tiles. flag: why it should not be used, empty where it may.
     """
 
     defocus_u_A: float
@@ -324,7 +324,7 @@ def _picture(rings: _Rings, step_1_A: float, lens: thon.Lens) -> NDArray[np.floa
     gamma = lens.quadratic_A * defocused + lens.quartic_A4 * k2**2 - a.phase_rad - lens.offset_rad
     ring = np.minimum((np.sqrt(k2) / step_1_A + 0.5).astype(np.int64), highest)
     noise = 1.5 * float(np.std(flat[rings.used[ring]])) if rings.used.any() else 1.0
-    contrast = (flat - fit.background[ring]) / (np.abs(fit.envelope[ring]) + noise)
+    contrast = (flat - fit.background[ring]) / (np.maximum(fit.envelope[ring], 0.0) + noise)
     # What was not measured, the corners, is grey in both halves.
     inside = k2 <= ((highest - 1) * step_1_A) ** 2
     measured = np.where(inside, np.clip(0.5 + 0.5 * contrast, 0.0, 1.0), 0.5)
