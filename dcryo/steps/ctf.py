@@ -23,9 +23,6 @@ LEAST_STANDING_OUT = 6.0
 
 WORST_RESOLUTION_A = 15.0
 
-_FOLLOWED_FROM_A = 8.0
-"""Rings up to here are fitted, whatever becomes of them."""
-
 _SECTORS = 24
 _SPLINES = 8
 _ICE_A = (3.95, 3.6)
@@ -188,16 +185,14 @@ def _rings(amplitude: NDArray, step_1_A: float, lens: thon.Lens, wanted: Wanted,
     used = fair & (radii <= last)
     means, counts = spectrum.rings(flat, _SECTORS)
     start, standing_out = thon.search(means, counts, basis, used, step_1_A, lens, within, looks_per_pixel)
-    least = int(1.0 / (_FOLLOWED_FROM_A * step_1_A))
     for _ in range(5):
         used = fair & (radii <= last)
         fit = thon.refine(flat, start, basis, used, step_1_A, lens, within, looks_per_pixel)
         curves = thon.curves(flat, fit, first, step_1_A, lens)
         reached = thon.holds_to(curves.quality)
         # A little beyond, where the fit would be drawn on if it were still good.
-        wished = min(highest - 1, max(int(1.15 * reached), least))
-        told = standing_out < LEAST_STANDING_OUT or wanted.highest_resolution_A is not None
-        if told or abs(wished - last) <= 0.05 * last:
+        wished = min(highest - 1, int(1.15 * reached))
+        if wanted.highest_resolution_A is not None or standing_out < LEAST_STANDING_OUT or wished <= 1.05 * last:
             break
         last, start = wished, fit.aberration
     return _Rings(fit, curves, flat, baseline, basis, used, standing_out, reached)

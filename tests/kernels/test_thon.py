@@ -74,7 +74,7 @@ def test_errors_are_those_of_many_fits() -> None:
 
 
 def test_a_step_has_the_derivatives_of_the_model() -> None:
-    highest, basis = 40, spectrum.splines(40, 8.0, 6)
+    basis = spectrum.splines(40, 8.0, 6)
     used = np.arange(41) >= 12
     half = rings_of(9000, 8000, 50, 20)[HIGHEST - 40 : HIGHEST + 41, :41].copy()
     random = np.random.Generator(np.random.Philox(key=1))
@@ -93,7 +93,6 @@ def test_a_step_has_the_derivatives_of_the_model() -> None:
         normal / np.outer(scale, scale), jacobian.T @ jacobian / np.outer(scale, scale), atol=1e-4
     )
     np.testing.assert_allclose(right / scale, jacobian.T @ left(values) / scale, atol=1e-3)
-    assert half.shape[1] == highest + 1
 
 
 @pytest.mark.parametrize(("mean", "astigmatism", "angle"), [(5000, 300, 10), (15000, 900, 100), (33000, 0, 0)])
