@@ -87,6 +87,18 @@ def lens(voltage_kV: float, spherical_aberration_mm: float, amplitude_contrast: 
     )
 
 
+def gamma(kx_1_A: Array, ky_1_A: Array, aberration: Aberration, of: Lens) -> Array:
+    """gamma at frequencies (x, y), arrays of one shape."""
+    x2, y2 = kx_1_A**2, ky_1_A**2
+    defocused = aberration.along_A * (x2 - y2) + aberration.across_A * 2.0 * kx_1_A * ky_1_A
+    return round_gamma(x2 + y2, aberration.mean_A, aberration.phase_rad, of) + of.quadratic_A * defocused
+
+
+def round_gamma(k2_1_A2: Array, defocus_A: Array | float, phase_rad: float, of: Lens) -> Array:
+    """gamma without astigmatism, at k^2 of a shape that goes with that of the defocus."""
+    return of.quadratic_A * defocus_A * k2_1_A2 + of.quartic_A4 * k2_1_A2**2 - phase_rad - of.offset_rad
+
+
 def search(
     means: Array,
     counts: Array,
@@ -118,11 +130,10 @@ def search(
 
     data = counts * np.where(counts > 0, without_background(data), 0.0)
     deviation = math.sqrt(max(float((data**2 / np.maximum(counts, 1)).sum()) / np.count_nonzero(counts), 1e-30))
-    table_A = np.arange(*_steps(of, k[-1], within.defocus_A, within.astigmatism_A))
+    table_A = _table_of_defocus(of, float(k[-1]), within)
     best, found = -np.inf, Aberration(float(np.mean(within.defocus_A)), 0.0, 0.0, within.phase_rad[0])
     for phase in np.linspace(*within.phase_rad, 1 + math.ceil((within.phase_rad[1] - within.phase_rad[0]) / 0.2)):
-        gamma = of.quadratic_A * k[:, None] ** 2 * table_A + of.quartic_A4 * k[:, None] ** 4 - phase - of.offset_rad
-        fringes = -np.cos(2.0 * gamma)
+        fringes = -np.cos(2.0 * round_gamma(k[:, None] ** 2, table_A, float(phase), of))
         # The side of a tile is 1 / step; what lies further apart in the image than that has no rings in its spectrum.
         fringes *= hann_overlap(np.abs(2.0 * of.quadratic_A / math.pi * table_A * k[:, None] * step_1_A))
         for fade in _FADES:
@@ -145,11 +156,12 @@ _MARGIN = 2.0
 """The astigmatism that is searched, in standard deviations of what is expected."""
 
 
-def _steps(of: Lens, last_1_A: float, defocus_A: tuple[float, float], astigmatism_A: float) -> Array:
-    """First, end and step of the table of defocus. A step moves 2 gamma by 0.6 at the last ring."""
+def _table_of_defocus(of: Lens, last_1_A: float, within: Range) -> Array:
+    """Defocus in steps that move 2 gamma by 0.6 at the last ring, with room for the astigmatism at either end."""
     step = 0.3 / (abs(of.quadratic_A) * last_1_A**2)
-    around = _MARGIN * astigmatism_A / 2.0 + 2.0 * step
-    return np.array([max(defocus_A[0] - around, 0.0), defocus_A[1] + around, step])
+    room = _MARGIN * within.astigmatism_A / 2.0 + 2.0 * step
+    first = max(within.defocus_A[0] - room, 0.0)
+    return first + step * np.arange(math.ceil((within.defocus_A[1] + room - first) / step), dtype=np.float64)
 
 
 def hann_overlap(shift: Array) -> Array:
@@ -314,8 +326,8 @@ def _normal(
             x2 = (kx * step) ** 2
             k2, difference, product = x2 + y2, x2 - y2, 2.0 * kx * ky * step * step
             defocused = values[0] * k2 + values[1] * difference + values[2] * product
-            gamma = quadratic * defocused + quartic * k2 * k2 - values[3] - offset
-            wave, slope = -math.cos(2.0 * gamma), 2.0 * math.sin(2.0 * gamma)
+            twice = 2.0 * (quadratic * defocused + quartic * k2 * k2 - values[3] - offset)
+            wave, slope = -math.cos(twice), 2.0 * math.sin(twice)
             first = first_tap[ring]
             background = envelope = 0.0
             for tap in range(4):
@@ -359,16 +371,13 @@ def _score(
         ky = line - highest
         if abs(ky) <= 1:
             continue
-        y2 = (ky * step) ** 2
         for kx in range(2, highest + 1):
             ring = int(math.sqrt(kx * kx + ky * ky) + 0.5)
             if ring > highest or not used[ring]:
                 continue
-            x2 = (kx * step) ** 2
-            k2 = x2 + y2
-            defocused = values[0] * k2 + values[1] * (x2 - y2) + values[2] * 2.0 * kx * ky * step * step
-            gamma = quadratic * defocused + quartic * k2 * k2 - values[3] - offset
-            model = -max(envelope[ring], 0.0) * math.cos(2.0 * gamma)
+            k2, defocused = _defocused(kx, ky, values, step)
+            phase = quadratic * defocused + quartic * k2 * k2 - values[3] - offset
+            model = -max(envelope[ring], 0.0) * math.cos(2.0 * phase)
             data = half[line, kx] - background[ring]
             both += data * model
             data1 += data
@@ -383,12 +392,18 @@ def _score(
 
 
 @njit(nogil=True, cache=True)
+def _defocused(kx: int, ky: int, values: np.ndarray, step: float) -> tuple[float, float]:
+    """k^2, and df(theta) k^2."""
+    x2, y2 = (kx * step) ** 2, (ky * step) ** 2
+    k2 = x2 + y2
+    return k2, values[0] * k2 + values[1] * (x2 - y2) + values[2] * 2.0 * kx * ky * step * step
+
+
+@njit(nogil=True, cache=True)
 def _radius(kx: int, ky: int, values: np.ndarray, step: float, quadratic: float, quartic: float) -> int:
     """The ring at which the mean defocus has the gamma of a pixel."""
-    x2, y2 = (kx * step) ** 2, (ky * step) ** 2
-    s = k2 = x2 + y2
-    defocus_k2 = values[0] * k2 + values[1] * (x2 - y2) + values[2] * 2.0 * kx * ky * step * step
-    phase = quadratic * defocus_k2 + quartic * k2 * k2
+    k2, defocused = _defocused(kx, ky, values, step)
+    s, phase = k2, quadratic * defocused + quartic * k2 * k2
     # quartic s^2 + quadratic mean s = phase, for s = k^2 on the branch that starts at 0.
     slope = quadratic * values[0]
     inside = slope * slope + 4.0 * quartic * phase
@@ -435,10 +450,10 @@ def curves(half: NDArray[np.float32], fit: Fit, first: int, step_1_A: float, of:
     aberration = fit.aberration
     means, counts = equiphase(half, np.array(aberration), step_1_A, of.quadratic_A, of.quartic_A4)
     k2 = (np.arange(len(means)) * step_1_A) ** 2
-    gamma = of.quadratic_A * aberration.mean_A * k2 + of.quartic_A4 * k2**2 - aberration.phase_rad - of.offset_rad
+    turned = round_gamma(k2, aberration.mean_A, aberration.phase_rad, of)
     measured = np.where(counts > 0, means - fit.background, np.nan)
-    waves = -np.cos(2.0 * gamma)
-    per_sample = np.abs(np.gradient(gamma)) / math.pi
+    waves = -np.cos(2.0 * turned)
+    per_sample = np.abs(np.gradient(turned)) / math.pi
     reach = np.maximum(1.0 / np.maximum(per_sample, 1e-3), 6.0)
     return Curves(measured, waves * np.maximum(fit.envelope, 0.0), _quality(measured, waves, counts, reach, first))
 
@@ -527,9 +542,8 @@ def likelihoods(
     """
     radii = np.flatnonzero(used & (counts > 0))
     k2, weights, splines = (radii[:, None] * step_1_A) ** 2, counts[radii], basis[radii]
-    defocus_A = fit.aberration.mean_A + offsets_A
-    gamma = of.quadratic_A * defocus_A * k2 + of.quartic_A4 * k2**2 - fit.aberration.phase_rad - of.offset_rad
-    model = -np.cos(2.0 * gamma) * np.maximum(fit.envelope, 0.0)[radii, None]
+    turned = round_gamma(k2, fit.aberration.mean_A + offsets_A, fit.aberration.phase_rad, of)
+    model = -np.cos(2.0 * turned) * np.maximum(fit.envelope, 0.0)[radii, None]
     orthonormal = np.linalg.qr(splines * np.sqrt(weights)[:, None])[0] / np.sqrt(weights)[:, None]
     model -= orthonormal @ (orthonormal.T @ (weights[:, None] * model))
     data = (tiles[:, radii] * weights).T

@@ -31,6 +31,10 @@ _BRIGHTEST = 4.0
 """Flattened spectra are cut here, so that a few bright spots do not decide a fit."""
 
 
+_SPIKE = 15.0
+"""Standard deviations from the middle where grey values are cut."""
+
+
 @dataclass(frozen=True)
 class Optics:
     """What has to be known of a micrograph."""
@@ -117,16 +121,16 @@ class _Rings:
 
 def estimate(image: NDArray[np.float32], optics: Optics, wanted: Wanted) -> Estimate | str:
     """The CTF of a micrograph (y, x), or in words why it cannot have one: not finite, constant, too small."""
-    if not np.isfinite(image).all():
+    darkest, brightest = float(image.min()), float(image.max())
+    if not math.isfinite(brightest - darkest):
         return f"{int((~np.isfinite(image)).sum())} pixels are not finite"
-    if image.min() == image.max():
-        return f"all pixels are {image.min():g}"
+    if darkest == brightest:
+        return f"all pixels are {darkest:g}"
+    image = _without_spikes(image, darkest, brightest)
     tile_px = _tile_px(image.shape, optics, wanted)
-    finest_A = min(FINEST_A, wanted.highest_resolution_A or FINEST_A)
-    highest = min(tile_px // 2 - 1, int(tile_px * optics.pixel_size_A / finest_A))
-    step_1_A = 1.0 / (tile_px * optics.pixel_size_A)
-    if highest * step_1_A < 2.0 / wanted.lowest_resolution_A or highest < 32:
-        return f"is too small, {image.shape[1]} x {image.shape[0]} pixels of {optics.pixel_size_A:g} A"
+    highest, step_1_A = _sampling(tile_px, optics, wanted)
+    if highest < _fewest(step_1_A, wanted):
+        return f"{image.shape[1]} x {image.shape[0]} pixels of {optics.pixel_size_A:g} A are too few to show rings"
     powers, centres = spectrum.tile_powers(image, tile_px, highest)
     kept = spectrum.alike(powers, 1.0 / (wanted.lowest_resolution_A * step_1_A))
     if not kept.any():
@@ -142,15 +146,41 @@ def estimate_of_spectrum(whole: NDArray[np.float32], optics: Optics, wanted: Wan
     """The same of an amplitude spectrum (D, D), zero frequency at D // 2; optics.pixel_size_A is half of Nyquist's."""
     if not np.isfinite(whole).all() or whole.min() < 0 or whole.min() == whole.max():
         return "is not an amplitude spectrum: expected finite numbers, none below 0 and not all the same"
+    highest, step_1_A = _sampling(len(whole), optics, wanted)
+    if highest < _fewest(step_1_A, wanted):
+        return f"{len(whole)} x {len(whole)} pixels of {optics.pixel_size_A:g} A are too few to show rings"
     amplitude = spectrum.half_of(whole)
-    step_1_A = 1.0 / (len(whole) * optics.pixel_size_A)
-    finest_A = min(FINEST_A, wanted.highest_resolution_A or FINEST_A)
-    highest = min(amplitude.shape[1] - 1, int(1.0 / (finest_A * step_1_A)))
     cut = (len(amplitude) - 1) // 2 - highest
     amplitude = np.ascontiguousarray(amplitude[cut : len(amplitude) - cut, : highest + 1])
     lens = thon.lens(optics.voltage_kV, optics.spherical_aberration_mm, optics.amplitude_contrast)
     rings = _rings(amplitude, step_1_A, lens, wanted, 1.0)
     return _estimate(amplitude, rings, step_1_A, lens, wanted, None, None, ())
+
+
+def _sampling(side_px: int, optics: Optics, wanted: Wanted) -> tuple[int, float]:
+    """The ring up to which a spectrum is kept, and the frequency of ring 1."""
+    side_A = side_px * optics.pixel_size_A
+    finest_A = min(FINEST_A, wanted.highest_resolution_A or FINEST_A)
+    return min((side_px - 1) // 2, int(side_A / finest_A)), 1.0 / side_A
+
+
+def _first(step_1_A: float, wanted: Wanted) -> int:
+    """The first ring that is fitted; those before the fourth have no pixels off the axes in every direction."""
+    return max(4, math.ceil(1.0 / (wanted.lowest_resolution_A * step_1_A)))
+
+
+def _fewest(step_1_A: float, wanted: Wanted) -> int:
+    return max(32, 2 * _first(step_1_A, wanted))
+
+
+def _without_spikes(image: NDArray[np.float32], darkest: float, brightest: float) -> NDArray[np.float32]:
+    """The image with hot pixels cut, each of which would add a flat spectrum to those of four tiles."""
+    some = image[:: max(1, image.shape[0] // 256), :: max(1, image.shape[1] // 256)]
+    middle = float(np.median(some))
+    reach = _SPIKE * 1.4826 * float(np.median(np.abs(some - middle)))
+    if reach == 0.0 or (darkest >= middle - reach and brightest <= middle + reach):
+        return image
+    return np.clip(image, middle - reach, middle + reach)
 
 
 def _tile_px(shape: tuple[int, ...], optics: Optics, wanted: Wanted) -> int:
@@ -170,7 +200,7 @@ def _smooth(number: int) -> bool:
 def _rings(amplitude: NDArray, step_1_A: float, lens: thon.Lens, wanted: Wanted, looks_per_pixel: float) -> _Rings:
     """Find the rings in a half spectrum and follow them outwards as far as they hold."""
     highest = amplitude.shape[1] - 1
-    first = math.ceil(1.0 / (wanted.lowest_resolution_A * step_1_A))
+    first = _first(step_1_A, wanted)
     basis = spectrum.splines(highest, max(2.0, 0.8 * first), _SPLINES)
     means, counts = spectrum.rings(amplitude, 1)
     baseline = spectrum.baseline(means[:, 0], counts[:, 0], basis)
@@ -314,14 +344,11 @@ def _picture(rings: _Rings, step_1_A: float, lens: thon.Lens) -> NDArray[np.floa
     highest = flat.shape[1] - 1
     ky, kx = np.mgrid[-highest : highest + 1, 0 : highest + 1] * step_1_A
     k2 = kx**2 + ky**2
-    a = fit.aberration
-    defocused = a.mean_A * k2 + a.along_A * (kx**2 - ky**2) + a.across_A * 2.0 * kx * ky
-    gamma = lens.quadratic_A * defocused + lens.quartic_A4 * k2**2 - a.phase_rad - lens.offset_rad
     ring = np.minimum((np.sqrt(k2) / step_1_A + 0.5).astype(np.int64), highest)
     noise = 1.5 * float(np.std(flat[rings.used[ring]])) if rings.used.any() else 1.0
     contrast = (flat - fit.background[ring]) / (np.maximum(fit.envelope[ring], 0.0) + noise)
     # What was not measured, the corners, is grey in both halves.
     inside = k2 <= ((highest - 1) * step_1_A) ** 2
     measured = np.where(inside, np.clip(0.5 + 0.5 * contrast, 0.0, 1.0), 0.5)
-    fitted = np.where(inside, np.sin(gamma) ** 2, 0.5)
+    fitted = np.where(inside, np.sin(thon.gamma(kx, ky, fit.aberration, lens)) ** 2, 0.5)
     return np.concatenate([measured[::-1, :0:-1], fitted], axis=1).astype(np.float32)

@@ -39,6 +39,17 @@ def rings_of(u: float, v: float, angle: float, phase_deg: float = 0.0, noise: fl
     return (0.1 + 0.3 * fade * (2.0 * values**2 - 1.0) + noise * random.standard_normal(kx.shape)).astype(np.float32)
 
 
+def test_gamma_is_that_of_the_ctf_of_particles() -> None:
+    ky, kx = np.mgrid[-50:51, -50:51].astype(np.int32)
+    values = ctf(kx.ravel(), ky.ravel(), 300, 1.0, 9400, 8200, 65, 300.0, 2.7, 0.07, 25)[0].reshape(kx.shape)
+    found = thon.gamma(kx / 300.0, ky / 300.0, aberration(9400, 8200, 65, 25), LENS)
+    np.testing.assert_allclose(-np.sin(found), values, atol=1e-5)
+    along_x = thon.round_gamma((np.arange(51) / 300.0) ** 2, 9000.0, 0.3, LENS)
+    np.testing.assert_allclose(
+        along_x, thon.gamma(np.arange(51) / 300.0, np.zeros(51), Aberration(9000, 0, 0, 0.3), LENS)
+    )
+
+
 @settings(max_examples=15, deadline=None)
 @given(mean=st.floats(6000, 25000), astigmatism=st.floats(100, 1500), angle=st.floats(0, 180), off=st.floats(-60, 60))
 def test_refinement_finds_the_ctf_of_the_particles(mean: float, astigmatism: float, angle: float, off: float) -> None:
