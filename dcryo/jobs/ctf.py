@@ -229,12 +229,19 @@ def _arrays(found: Estimate) -> dict[str, np.ndarray]:
     curves = found.curves
     last = len(curves.rings)
     return {
-        "picture": _smaller(found.picture).astype(np.float16),
+        "picture": _smaller(_middle(found)).astype(np.float16),
         "frequency_1_A": (np.arange(last) * found.step_1_A).astype(np.float32),
         "spectrum": curves.rings.astype(np.float32),
         "fit": curves.fit.astype(np.float32),
         "quality": curves.quality.astype(np.float32),
     }
+
+
+def _middle(found: Estimate) -> np.ndarray:
+    """The picture to a little beyond where the rings hold, or to 6 A."""
+    middle = len(found.picture) // 2
+    shown = min(middle, int(1.25 / (min(found.resolution_A, 6.0) * found.step_1_A)))
+    return found.picture[middle - shown : middle + shown + 1, middle - shown : middle + shown + 1]
 
 
 def _smaller(picture: np.ndarray) -> np.ndarray:
@@ -245,7 +252,7 @@ def _smaller(picture: np.ndarray) -> np.ndarray:
     half = (len(picture) // 2 - factor // 2) // factor
     middle, reach = len(picture) // 2, half * factor + factor // 2
     cut = picture[middle - reach : middle + reach + 1, middle - reach : middle + reach + 1]
-    return cut.reshape(2 * half + 1, factor, 2 * half + 1, factor).mean(axis=(1, 3))
+    return np.asarray(cut.reshape(2 * half + 1, factor, 2 * half + 1, factor).mean(axis=(1, 3)))
 
 
 _COLUMNS = ("defocus_u_A", "defocus_v_A", "defocus_angle_deg", "ctf_score", "ctf_resolution_A")

@@ -346,7 +346,10 @@ def _picture(rings: _Rings, step_1_A: float, lens: thon.Lens) -> NDArray[np.floa
     k2 = kx**2 + ky**2
     ring = np.minimum((np.sqrt(k2) / step_1_A + 0.5).astype(np.int64), highest)
     noise = 1.5 * float(np.std(flat[rings.used[ring]])) if rings.used.any() else 1.0
-    contrast = (flat - fit.background[ring]) / (np.maximum(fit.envelope[ring], 0.0) + noise)
+    # Beyond what was fitted nothing holds the background; there it is the mean of the ring.
+    fitted_to = int(np.flatnonzero(rings.used)[-1]) if rings.used.any() else 0
+    level = np.where(np.arange(highest + 1) > fitted_to, spectrum.rings(flat, 1)[0][:, 0], fit.background)
+    contrast = (flat - level[ring]) / (np.maximum(fit.envelope[ring], 0.0) + noise)
     # What was not measured, the corners, is grey in both halves.
     inside = k2 <= ((highest - 1) * step_1_A) ** 2
     measured = np.where(inside, np.clip(0.5 + 0.5 * contrast, 0.0, 1.0), 0.5)

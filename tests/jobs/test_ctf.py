@@ -96,6 +96,8 @@ def test_what_is_left_of_a_micrograph_to_look_at(star: Path, tmp_path: Path) -> 
     assert stack.read([0])[0][side // 2, side // 2] == pytest.approx(0.01, abs=1e-3)
     arrays = arrays_of(out, "b")
     assert arrays["picture"].shape[0] == arrays["picture"].shape[1] <= 300 and arrays["picture"].dtype == np.float16
+    middle = len(arrays["picture"]) // 2
+    assert arrays["picture"][middle, middle] < 0.2 and arrays["picture"][middle, middle + 1 :].max() > 0.9
     lengths = {len(arrays[name]) for name in ("frequency_1_A", "spectrum", "fit", "quality")}
     assert len(lengths) == 1 and arrays["frequency_1_A"][-1] == pytest.approx(1 / 3, rel=0.02)
     assert np.nanmax(arrays["quality"]) > 0.9
