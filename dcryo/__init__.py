@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dcryo.data.store import open_store as open
+    from dcryo.jobs.ctf import CtfOptions, ctf
     from dcryo.jobs.demo import DemoOptions, demo
     from dcryo.jobs.exchange import ExportOptions, ImportOptions, export_particles, import_particles
     from dcryo.jobs.postprocess import FscOptions, fsc_of_maps
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
     from dcryo.report import write_report
 
 __all__ = [
-    "DemoOptions", "ExportOptions", "FscOptions", "ImportOptions", "ReconstructOptions", "RefineOptions",
-    "SimulateOptions", "demo", "export_particles", "fsc_of_maps", "import_particles", "open", "reconstruct", "refine",
-    "simulate", "write_report",
+    "CtfOptions", "DemoOptions", "ExportOptions", "FscOptions", "ImportOptions", "ReconstructOptions", "RefineOptions",
+    "SimulateOptions", "ctf", "demo", "export_particles", "fsc_of_maps", "import_particles", "open", "reconstruct",
+    "refine", "simulate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
     "open": ("dcryo.data.store", "open_store"),
+    "CtfOptions": ("dcryo.jobs.ctf", "CtfOptions"),
+    "ctf": ("dcryo.jobs.ctf", "ctf"),
     "DemoOptions": ("dcryo.jobs.demo", "DemoOptions"),
     "demo": ("dcryo.jobs.demo", "demo"),
     "ExportOptions": ("dcryo.jobs.exchange", "ExportOptions"),
