@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
     from pydantic.fields import FieldInfo
 
-UNITS = frozenset({"A", "A2", "px", "deg", "mm", "kV", "mrad", "gb", "s"})
+UNITS = frozenset({"A", "A2", "e_A2", "px", "deg", "mm", "kV", "mrad", "gb", "s"})
 """Units that end an option's name in Python; on the command line they stand for its value instead."""
 
 STATUS_INTERVAL_S = 30.0
@@ -191,8 +191,12 @@ click.version_option(__version__, prog_name="dcryo", message="%(prog)s %(version
 
 def option_name(field: str) -> str:
     """The command line's name of an options field: ``mask_diameter_A`` is ``--mask-diameter`` (A)."""
-    stem, _, unit = field.rpartition("_")
-    return "--" + (stem if stem and unit in UNITS else field).replace("_", "-")
+    return "--" + field.removesuffix(f"_{_unit(field)}").replace("_", "-")
+
+
+def _unit(field: str) -> str:
+    """The unit that ends a field's name, the longest where one ends another; empty where there is none."""
+    return max((unit for unit in UNITS if field.endswith(f"_{unit}")), key=len, default="")
 
 
 def _shared_fields() -> set[str]:
@@ -232,9 +236,8 @@ def _parameter(name: str, field: "FieldInfo") -> click.Parameter:
     if annotation is bool:
         words = f"{flag}/--no-{flag[2:]}" if field.default else flag
         return click.Option([words, name], is_flag=True, default=bool(field.default), **settings)
-    unit = name.rpartition("_")[2]
-    if unit in UNITS and flag != "--" + name.replace("_", "-"):
-        settings["metavar"] = unit
+    if unit := _unit(name):
+        settings["metavar"] = unit.replace("e_", "e/")
     if several and kind in (int, float):
         return click.Option([flag, name], type=_Numbers(kind), multiple=True, **settings)
     if members and not several:
