@@ -54,12 +54,12 @@ def warped(
     return out
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(nogil=True, cache=True, inline="always", fastmath=True)
 def _polynomial(a, x, y):  # type: ignore[no-untyped-def]
     return a[0] + x * (a[1] + a[2] * x + a[5] * y) + y * (a[3] + a[4] * y)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(nogil=True, cache=True, inline="always", fastmath=True)
 def _weights(f):  # type: ignore[no-untyped-def]
     g = np.float32(1) - f
     sixth = np.float32(1.0 / 6.0)
@@ -68,9 +68,10 @@ def _weights(f):  # type: ignore[no-untyped-def]
     return first, second, np.float32(1) - first - second - last, last
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, fastmath=True)
 def _warp(coefficients, spatial, offset, corner, extent, out):  # type: ignore[no-untyped-def]
     ny, nx = out.shape
+    flat = coefficients.reshape(-1)
     ax, ay = spatial[0], spatial[1]
     for row in range(ny):
         for column in range(nx):
@@ -85,12 +86,12 @@ def _warp(coefficients, spatial, offset, corner, extent, out):  # type: ignore[n
             wy = _weights(np.float32(py - below_y))
             total = np.float32(0)
             if 1 <= below_x < nx - 2 and 1 <= below_y < ny - 2:
+                first = (below_y - 1) * nx + below_x - 1
                 for j in range(4):
-                    line = coefficients[below_y + j - 1]
+                    at = first + j * nx
                     total += wy[j] * (
-                        wx[0] * line[below_x - 1] + wx[1] * line[below_x]
-                        + wx[2] * line[below_x + 1] + wx[3] * line[below_x + 2]
-                    )  # fmt: skip
+                        wx[0] * flat[at] + wx[1] * flat[at + 1] + wx[2] * flat[at + 2] + wx[3] * flat[at + 3]
+                    )
             else:
                 for j in range(4):
                     line = coefficients[(below_y + j - 1) % ny]

@@ -30,6 +30,7 @@ SETTLING_E_A2, DRIFT = 6.0, 0.15
 JITTER_A = 0.1
 # Of crystals on the ice, and of the film around a hole: their light, and their grain relative to that of the ice.
 CRYSTAL_RADIUS_A, CRYSTAL_TRANSMISSION, CRYSTAL_GRAIN = (100.0, 350.0), (0.5, 0.85), 2.0
+CRYSTAL_DENTS = (0.25, 0.12)
 HOLE_RADIUS_A, FILM_TRANSMISSION, FILM_GRAIN = 6000.0, 0.9, 2.5
 EDGE_A = 15.0
 # How a gain comes about: a smooth field of waves, columns, and pixels, each with this share of the variance.
@@ -84,7 +85,8 @@ class Specimen:
 
     centre_px: (n, 2) column and row, from 0, of the particles in the first frame; truth: of these, the origins 0;
     defocus: U and V in A and the angle in degrees at the middle of the field; gradient: (2,) change of defocus with x
-    and y, A per px. crystals: (m, 4) column, row, radius in px and transmission; hole: column and row of its centre
+    and y, A per px. crystals: (m, 5) column, row, greatest radius in px, transmission, and the direction of
+    that radius in radians; hole: column and row of its centre
     and its radius, in px, or None where its edge is out of view.
     """
 
@@ -131,10 +133,10 @@ def _draw_dirt(
     crystals = np.array(
         [
             (*rng.uniform(0.0, 1.0, 2) * size, rng.uniform(*CRYSTAL_RADIUS_A) / pixel_size_A,
-             rng.uniform(*CRYSTAL_TRANSMISSION))
+             rng.uniform(*CRYSTAL_TRANSMISSION), rng.uniform(0.0, 2.0 * math.pi))
             for _ in range(rng.poisson(exposure.crystals))
         ]
-    ).reshape(-1, 4)  # fmt: skip
+    ).reshape(-1, 5)  # fmt: skip
     direction, depth, in_view = rng.uniform(0.0, 2.0 * math.pi), rng.uniform(0.1, 0.35), rng.random() < exposure.film
     if not in_view:
         return crystals, None
@@ -346,8 +348,10 @@ class _View:
         edge = EDGE_A / self.microscope.pixel_size_A
         light, grain = np.ones(self.shape, np.float32), np.ones(self.shape, np.float32)
         x, y = self._coordinates()
-        for column, row, radius, transmission in specimen.crystals:
-            cover = _inside(np.hypot(x - column, y - row), radius, edge)
+        for column, row, radius, transmission, direction in specimen.crystals.astype(np.float32):
+            turn = np.arctan2(y - row, x - column) - direction
+            outline = radius * (1.0 - CRYSTAL_DENTS[0] * np.sin(turn) ** 2 - CRYSTAL_DENTS[1] * np.sin(1.5 * turn) ** 2)
+            cover = _inside(np.hypot(x - column, y - row), outline, edge)
             light *= 1.0 - np.float32(1.0 - transmission) * cover
             grain += np.float32(CRYSTAL_GRAIN) * cover
         if specimen.hole is not None:
@@ -434,6 +438,8 @@ class _View:
         return scipy.fft.irfft2(transforms[0], s=self.shape)
 
 
-def _inside(distance: NDArray[np.float32], radius: float, edge: float) -> NDArray[np.float32]:
+def _inside(distance: NDArray[np.float32], radius: float | NDArray[np.float32], edge: float) -> NDArray[np.float32]:
     """1 within a radius, 0 without, over a soft edge."""
-    return np.asarray(0.5 - 0.5 * np.tanh((distance - np.float32(radius)) / np.float32(edge)), dtype=np.float32)
+    return np.asarray(
+        0.5 - 0.5 * np.tanh((distance - np.asarray(radius, np.float32)) / np.float32(edge)), dtype=np.float32
+    )
