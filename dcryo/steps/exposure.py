@@ -50,10 +50,10 @@ class Exposure:
 
     frame_px: (nx, ny). particles: how many are tried to be placed in a movie; spacing_A: least distance of their
     centres. ice: variance of its grain over that of the electrons' noise, both in the sum of the frames weighted by
-    exposure. tilt_deg: of the specimen, about a random axis in the plane. motion_A: length of the typical whole-frame
-    track; local_motion_A: typical shift at the edges of the field relative to its centre. crystals: mean number in a
-    movie; film: the share of movies with the edge of the hole in view. gain_sigma: relative spread of the pixels'
-    gain; hot_pixels: their number.
+    exposure, at the middle of the microscope's range of defocus. tilt_deg: of the specimen, about a random axis in the
+    plane. motion_A: length of the typical whole-frame track; local_motion_A: typical shift at the corners of the field
+    relative to its centre. crystals: mean number in a movie; film: the share of movies with the edge of the hole in
+    view. gain_sigma: relative spread of the pixels' gain; hot_pixels: their number.
     """
 
     frame_px: tuple[int, int]
@@ -322,12 +322,14 @@ class _View:
         # A defocus that differs by d turns gamma by e = -pi lambda d k^2, and -sin(gamma + e) is
         # -sin(gamma) cos(e) - cos(gamma) sin(e): two transfer functions for all particles, whatever their defocus.
         self.turn_per_A = -math.pi * float(wavelength_A(microscope.voltage_kV))
-        self.transfer = self._transfer(0.0)
+        self.transfer = self._transfer(specimen.defocus, 0.0)
         self.has_quadrature = bool(specimen.gradient_A_px.any()) or microscope.defocus_scatter_A > 0.0
-        self.quadrature = -self._transfer(90.0) if self.has_quadrature else np.empty((0, 0), np.float32)
+        self.quadrature = (
+            -self._transfer(specimen.defocus, 90.0) if self.has_quadrature else np.empty((0, 0), np.float32)
+        )
 
-    def _transfer(self, phase_shift_deg: float) -> NDArray[np.float32]:
-        scope, (u, v, angle) = self.microscope, self.specimen.defocus
+    def _transfer(self, defocus: tuple[float, float, float], phase_shift_deg: float) -> NDArray[np.float32]:
+        scope, (u, v, angle) = self.microscope, defocus
         kx, ky = np.meshgrid(self.kx, self.ky)
         values = ctf(
             kx.ravel(), ky.ravel(), 1, scope.pixel_size_A, u, v, angle, scope.voltage_kV,
@@ -367,11 +369,14 @@ class _View:
         power = np.exp(-0.5 * ICE_BFACTOR_A2 * self.k_1_A**2) / (1.0 + (ICE_LENGTH_A * self.k_1_A) ** 2)
         power[0, 0] = 0.0
         weight = weight_of_frames(self.k_1_A, exposure, scope.voltage_kV)
-        # Columns stand for two, but for the first and, in even fields, the last; the mean of CTF^2 is 1/2.
+        # How strong it is does not depend on this movie's defocus, but on what is usual.
+        usual_A = 0.5 * (scope.defocus_min_A + scope.defocus_max_A)
+        shown = power * (weight * self._transfer((usual_A, usual_A, 0.0), 0.0)) ** 2
+        # Columns stand for two, but for the first and, in even fields, the last.
         twice = np.full(len(self.kx), 2.0)
         twice[0] = 1.0
         twice[-1] = 1.0 + self.shape[1] % 2
-        variance = 0.5 * float(np.sum(power * weight**2 * twice)) / (self.shape[0] * self.shape[1])
+        variance = float(np.sum(shown * twice)) / (self.shape[0] * self.shape[1])
         wanted = exposure.ice / exposure.electrons_per_px(scope.pixel_size_A)
         noise = scipy.fft.rfft2(rng.standard_normal(self.shape, dtype=np.float32))
         noise *= np.sqrt(power * (wanted / variance)).astype(np.float32)
