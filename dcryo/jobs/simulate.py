@@ -177,6 +177,7 @@ def _movies(
     box_px, out = density.shape[0], options.out
     exposure = simulate_movies.movie_exposure(options, density, pixel_size_A)
     tracks = simulate_movies.read_tracks(options, pixel_size_A)
+    simulate_movies.refuse_used(out, options.overwrite)
     inputs = ([] if options.model == PHANTOM else [Path(options.model)]) + list(options.tracks)
     run = Run.start(out, "simulate", options.model_dump(), inputs, options.seed, options.resume, options.overwrite)
     if not run.finished:

@@ -14,11 +14,12 @@ from dcryo.cluster import Cluster
 from dcryo.data import micrographs, mrc, star
 from dcryo.data.movie_writer import BYTE_MOST, movie_writer
 from dcryo.data.particles import Micrographs, Particles
-from dcryo.data.run import Run
+from dcryo.data.run import RECORD, Run
 from dcryo.data.star_syntax import Block, write_blocks
 from dcryo.data.star_table import optics_columns_of
 from dcryo.data.tracks import Track, read_track, write_track
 from dcryo.errors import InputError, RunError
+from dcryo.jobs import em
 from dcryo.jobs.options import JobOptions, Progress
 from dcryo.kernels import slices
 from dcryo.steps import exposure as exposures
@@ -64,14 +65,13 @@ class MovieOptions(JobOptions):
 
 @dataclass(frozen=True)
 class Session:
-    """All that a movie is made of but its specimen and its frames' noise.
+    """All that a movie is made of but its density, its specimen and its frames' noise.
 
-    contrast: factor of the density; tracks: those that movies take in turn, or none.
+    tracks: those that movies take in turn, or none.
     """
 
     microscope: Microscope
     exposure: Exposure
-    contrast: float
     seed: int
     tracks: tuple[Track, ...]
     format: Literal["mrc", "tif"]
@@ -151,44 +151,58 @@ def make_movies(
     progress: Progress,
 ) -> int:
     """Write `n` movies and their truth into a run, those that are not there yet; returns the number of particles."""
-    prepared = slices.prepare(density, simulation.image_pixels(microscope.box_px).shell_max)
-    contrast = _contrast(prepared, microscope, exposure, snr, seed)
-    session = Session(microscope, exposure, contrast, seed, tracks, kind)
+    density = density * np.float32(_contrast(density, microscope, exposure, snr, seed))
+    session = Session(microscope, exposure, seed, tracks, kind)
     specimens = [session.specimen(movie) for movie in range(n)]
     _clear(run)
-    mrc.write_map(run.path / DENSITY, density * np.float32(contrast), microscope.pixel_size_A)
+    mrc.write_map(run.path / DENSITY, density, microscope.pixel_size_A)
     gain = exposures.draw_gain(exposure, seed)
     mrc.write_map(run.path / GAIN, gain[None], microscope.pixel_size_A)
     _write_tables(run.path, session, specimens)
     missing = [movie for movie in range(n) if not (run.path / session.file(movie)).is_file()]
     done = n - len(missing)
-    for movie, _ in graph.each(_make_movie, missing, (run.path, session, prepared), cluster):
-        done += 1
-        progress(f"{done} of {n} movies done, {session.name(movie)}", end="\r")
+    with em.scratch(run.path) as scratch:
+        shell_max = simulation.image_pixels(microscope.box_px).shell_max
+        prepared = em.write_reference(density, shell_max, scratch / "density.npy")
+        for movie, _ in graph.each(_make_movie, missing, (run.path.absolute(), session, prepared), cluster):
+            done += 1
+            progress(f"{done} of {n} movies done, {session.name(movie)}", end="\r")
     return sum(len(specimen.centre_px) for specimen in specimens)
 
 
-def _contrast(
-    prepared: NDArray[np.complex64], microscope: Microscope, exposure: Exposure, snr: float, seed: int
-) -> float:
-    of_movie = np.arange(PILOTS) // 16
-    truth = simulation.draw_truth(microscope, seed, of_movie)
+def _contrast(density: NDArray[np.float32], microscope: Microscope, exposure: Exposure, snr: float, seed: int) -> float:
+    prepared = slices.prepare(density, simulation.image_pixels(microscope.box_px).shell_max)
+    truth = simulation.draw_truth(microscope, seed, np.arange(PILOTS) // 16)
     contrast = exposures.contrast_of(prepared, microscope, exposure, truth, snr)
     if not math.isfinite(contrast):
         raise RunError("the density has no contrast, or is not finite")
     return contrast
 
 
+def refuse_used(out: Path, overwrite: bool) -> None:
+    """InputError where a new run would replace movies that are not of a run."""
+    old = [] if overwrite or (out / RECORD).is_file() else _written(out)
+    if old:
+        raise InputError(
+            f"{out}: holds {old[0].relative_to(out)}, which is not of a run that can be continued; name a new or empty "
+            "directory for --out, or replace what is there with --overwrite"
+        )
+
+
+def _written(out: Path) -> list[Path]:
+    return [path for folder in (MOVIES, MOTION) for path in sorted((out / folder).glob("movie[0-9]*.*"))]
+
+
 def _clear(run: Run) -> None:
     """Make the folders; what is in them of a run that is being replaced is removed."""
     for folder in (MOVIES, MOTION):
         (run.path / folder).mkdir(exist_ok=True)
-        if not run.record["resumed"]:
-            for old in (run.path / folder).glob("movie[0-9]*.*"):
-                old.unlink()
+    if not run.record["resumed"]:
+        for old in _written(run.path):
+            old.unlink()
 
 
-def _make_movie(movie: int, out: Path, session: Session, prepared: NDArray[np.complex64]) -> None:
+def _make_movie(movie: int, out: Path, session: Session, density: Path) -> None:
     """The task: one movie."""
     exposure, microscope = session.exposure, session.microscope
     specimen = session.specimen(movie)
@@ -198,9 +212,8 @@ def _make_movie(movie: int, out: Path, session: Session, prepared: NDArray[np.co
     # A count above its mean by eight standard deviations does not occur, and hot pixels may be cut.
     greatest = 2.0 * electrons / float(gain.min())
     wide = greatest + 8.0 * math.sqrt(greatest) > BYTE_MOST
-    frames = exposures.intensities(
-        prepared, session.contrast, microscope, exposure, specimen, session.seed, movie
-    )  # fmt: skip
+    prepared = em.read_reference(density)
+    frames = exposures.intensities(prepared, microscope, exposure, specimen, session.seed, movie)
     with movie_writer(
         out / session.file(movie), session.format, exposure.frames, exposure.frame_px, microscope.pixel_size_A, wide
     ) as write:

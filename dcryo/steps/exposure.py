@@ -246,7 +246,6 @@ def contrast_of(
 
 def intensities(
     prepared: NDArray[np.complex64],
-    contrast: float,
     microscope: Microscope,
     exposure: Exposure,
     specimen: Specimen,
@@ -255,14 +254,14 @@ def intensities(
 ) -> Iterator[NDArray[np.float32]]:
     """The frames without the camera's noise, (ny, nx) float32 each, relative to where there is no specimen.
 
-    prepared: the density as `slices.prepare` gives it; contrast: its factor. Particles are darker than the ice. They
-    are moved in Fourier space, so that they keep all frequencies; the ice by cubic splines.
+    prepared: the density as `slices.prepare` gives it; its projections are the contrast. Particles are darker than the
+    ice. They are moved in Fourier space, so that they keep all frequencies; the ice by cubic splines.
     """
     view = _View(microscope, exposure, specimen)
     pixels = simulation.image_pixels(microscope.box_px)
     particles = slices.extract(prepared, specimen.truth.rotation, pixels, microscope.box_px)
     # Particles scatter more than the ice, and the weak-phase image is the mean less what is scattered.
-    particles *= np.float32(-contrast)
+    particles *= np.float32(-1.0)
     light, grain = view.light_and_grain()
     ice = view.ice(grain, generator(seed, "ice", movie))
     nx, ny = exposure.frame_px

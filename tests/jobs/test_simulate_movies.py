@@ -105,6 +105,7 @@ def test_the_same_bits_by_any_number_of_workers_and_after_a_stop(made, tmp_path)
     expected = contents(made.movies_star.parent)
     again = run(tmp_path / "again", workers=2).movies_star.parent
     assert contents(again) == expected
+    assert contents(run(tmp_path / "processes", workers=2, cluster="processes").movies_star.parent) == expected
     # As if it had been killed before the last movie was there.
     record = json.loads((again / "run.json").read_text())
     (again / "run.json").write_text(json.dumps(record | {"status": "running"}))
@@ -124,6 +125,16 @@ def test_overwriting_leaves_no_movie_of_before(made, tmp_path):
     assert [path.name for path in (out / "movies").iterdir()] == ["movie00001.mrc"]
     first = "movies/movie00001.mrc"
     assert (out / first).read_bytes() != (made.movies_star.parent / first).read_bytes()
+
+
+def test_movies_that_are_not_of_a_run_are_not_replaced(tmp_path):
+    mine = tmp_path / "out" / "movies" / "movie00001.mrc"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(InputError, match="movie00001"):
+            run(tmp_path / "out", resume=resume)
+    assert mine.read_text() == "mine" and not (tmp_path / "out" / "run.json").exists()
 
 
 def test_the_number_of_movies_changes_none(made, tmp_path):

@@ -61,7 +61,8 @@ def prepare(density):
 
 def movie(prepared, scope, shot, contrast=1e-3, seed=1, number=0, specimen=None):
     specimen = specimen or exposure.draw_specimen(shot, scope, seed, number)
-    return np.array(list(exposure.intensities(prepared, contrast, scope, shot, specimen, seed, number))), specimen
+    prepared = prepared * np.float32(contrast)
+    return np.array(list(exposure.intensities(prepared, scope, shot, specimen, seed, number))), specimen
 
 
 def moved(image, shift_px):
