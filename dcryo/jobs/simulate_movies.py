@@ -154,6 +154,10 @@ def make_movies(
     density = density * np.float32(_contrast(density, microscope, exposure, snr, seed))
     session = Session(microscope, exposure, seed, tracks, kind)
     specimens = [session.specimen(movie) for movie in range(n)]
+    if not any(len(specimen.centre_px) for specimen in specimens):
+        raise RunError(
+            f"no particle found room in {n} movies; give larger --frame-size, fewer --crystals or less --spacing"
+        )
     _clear(run)
     mrc.write_map(run.path / DENSITY, density, microscope.pixel_size_A)
     gain = exposures.draw_gain(exposure, seed)
@@ -224,17 +228,13 @@ def _make_movie(movie: int, out: Path, session: Session, density: Path) -> None:
 def _write_tables(out: Path, session: Session, specimens: list[Specimen]) -> None:
     hot = exposures.draw_hot_pixels(session.exposure, session.seed)
     for movie, specimen in enumerate(specimens):
-        write_track(
-            out / MOTION / f"{session.name(movie)}.star", specimen.track, _general(session, movie), hot
-        )  # fmt: skip
+        write_track(out / MOTION / f"{session.name(movie)}.star", specimen.track, _general(session, movie), hot)
     table = _micrographs(session, specimens)
     micrographs.write_micrographs(out / "micrographs_truth.star", table)
     optics, groups = optics_columns_of(_without_sum(table), {})
     movies = {"rlnMicrographMovieName": table["movie_path"], "rlnOpticsGroup": groups}
     write_blocks(out / "movies.star", {"optics": Block(optics), "movies": Block(movies)})
-    particles = _particles(session, specimens)
-    if len(particles):
-        star.write_particles(out / "truth.star", particles)
+    star.write_particles(out / "truth.star", _particles(session, specimens))
     _write_dirt(out, session, specimens, hot)
 
 

@@ -260,7 +260,7 @@ def intensities(
     view = _View(microscope, exposure, specimen)
     pixels = simulation.image_pixels(microscope.box_px)
     particles = slices.extract(prepared, specimen.truth.rotation, pixels, microscope.box_px)
-    # Particles scatter more than the ice, and the weak-phase image is the mean less what is scattered.
+    # The CTF is that of particles white on dark; in movies they are dark.
     particles *= np.float32(-1.0)
     light, grain = view.light_and_grain()
     ice = view.ice(grain, generator(seed, "ice", movie))

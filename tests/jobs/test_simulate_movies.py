@@ -15,7 +15,7 @@ from tiny import imported, quiet
 
 from dcryo.data import micrographs, mrc, star
 from dcryo.data.tracks import Track, read_track, write_track
-from dcryo.errors import InputError
+from dcryo.errors import InputError, RunError
 from dcryo.jobs.reconstruct import ReconstructOptions, reconstruct
 from dcryo.jobs.simulate import SimulateOptions, simulate
 from dcryo.kernels import fsc
@@ -195,6 +195,11 @@ def test_frames_that_hold_no_box_are_refused_before_anything_is_written(tmp_path
     with pytest.raises(InputError, match="--frame-size"):
         run(tmp_path / "out", frame_size_px=(150, 31))
     assert not (tmp_path / "out").exists()
+
+
+def test_movies_without_room_for_particles_are_an_error(tmp_path):
+    with pytest.raises(RunError, match="found room"):
+        run(tmp_path / "out", crystals=90.0)
 
 
 @pytest.fixture(scope="module")
