@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
     from pydantic.fields import FieldInfo
 
-UNITS = frozenset({"A", "A2", "e_A2", "px", "deg", "mm", "kV", "mrad", "gb", "s"})
+UNITS = ("e_A2", "A", "A2", "px", "deg", "mm", "kV", "mrad", "gb", "s")
 """Units that end an option's name in Python; on the command line they stand for its value instead."""
 
 STATUS_INTERVAL_S = 30.0
@@ -191,12 +191,13 @@ click.version_option(__version__, prog_name="dcryo", message="%(prog)s %(version
 
 def option_name(field: str) -> str:
     """The command line's name of an options field: ``mask_diameter_A`` is ``--mask-diameter`` (A)."""
-    return "--" + field.removesuffix(f"_{_unit(field)}").replace("_", "-")
+    unit = _unit(field)
+    return "--" + (field.removesuffix(f"_{unit}") if unit else field).replace("_", "-")
 
 
 def _unit(field: str) -> str:
-    """The unit that ends a field's name, the longest where one ends another; empty where there is none."""
-    return max((unit for unit in UNITS if field.endswith(f"_{unit}")), key=len, default="")
+    """The unit at the end of an options field's name, empty where it has none."""
+    return next((unit for unit in UNITS if field.endswith(f"_{unit}") and len(field) > len(unit) + 1), "")
 
 
 def _shared_fields() -> set[str]:
@@ -237,7 +238,7 @@ def _parameter(name: str, field: "FieldInfo") -> click.Parameter:
         words = f"{flag}/--no-{flag[2:]}" if field.default else flag
         return click.Option([words, name], is_flag=True, default=bool(field.default), **settings)
     if unit := _unit(name):
-        settings["metavar"] = unit.replace("e_", "e/")
+        settings["metavar"] = unit
     if several and kind in (int, float):
         return click.Option([flag, name], type=_Numbers(kind), multiple=True, **settings)
     if members and not several:
