@@ -34,7 +34,7 @@ PAGE = "report.html"
 TITLES = {
     "refine": "Gold-standard refinement",
     "reconstruct": "Reconstruction from given poses",
-    "simulate": "Simulated particles",
+    "simulate": "Simulation",
     "import": "Import of particles",
     "demo": "Demonstration",
     "fsc": "Fourier shell correlation of two maps",

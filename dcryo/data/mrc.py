@@ -27,7 +27,7 @@ from dcryo.errors import InputError, RunError
 HEADER_BYTES = 1024
 VERSION = 20141  # of the standard, with mode 12
 _DTYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
-_MODES = {"float32": 2, "float16": 12}
+_MODES = {"int8": 0, "float32": 2, "uint16": 6, "float16": 12}
 _IMOD_STAMP = 1146047817
 _READ_BYTES = 16 << 20
 _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
@@ -180,24 +180,25 @@ def write_map(
 
 
 class StackWriter:
-    """Write a stack of `n` square images piece by piece, in any order; the file appears when all are there.
+    """Write a stack of `n` images piece by piece, in any order; the file appears when all are there.
 
-    A context manager. `dtype` is "float32" (mode 2) or "float16" (mode 12). The bytes do not depend on the
-    pieces. Raises RunError for values that are not finite in `dtype`, for images left out, and where the file
-    cannot be written.
+    A context manager. Images are squares of `box_px`, or (ny, nx) where that is a pair. `dtype` is "float32" (mode 2),
+    "float16" (mode 12), "int8" (mode 0) or "uint16" (mode 6). The bytes do not depend on the pieces. Raises RunError
+    for values that are not finite in `dtype`, for images left out, and where the file cannot be written.
     """
 
     def __init__(
         self,
         path: str | Path,
         n: int,
-        box_px: int,
+        box_px: int | tuple[int, int],
         voxel_size_A: float,
-        dtype: Literal["float32", "float16"] = "float32",
+        dtype: Literal["float32", "float16", "int8", "uint16"] = "float32",
     ) -> None:
-        if n < 1 or box_px < 1:
-            raise RunError(f"{path}: not written, since a stack of {n} images of {box_px} px is empty")
-        self._path, self._shape, self._voxel_size_A = path, (n, box_px, box_px), voxel_size_A
+        ny, nx = (box_px, box_px) if isinstance(box_px, int) else box_px
+        if n < 1 or ny < 1 or nx < 1:
+            raise RunError(f"{path}: not written, since a stack of {n} images of {ny} x {nx} px is empty")
+        self._path, self._shape, self._voxel_size_A = path, (n, ny, nx), voxel_size_A
         self._mode = _MODES[dtype]
         self._dtype = np.dtype(dtype).newbyteorder("<")
         # Smallest and largest value, sum and sum of squares of each image: reduced in the order of the file.
@@ -210,7 +211,7 @@ class StackWriter:
 
     def write(self, start: int, images: np.ndarray) -> None:
         """Put `images` (m, box, box) at positions `start` to `start + m` (from 0)."""
-        n, box_px, _ = self._shape
+        n, ny, nx = self._shape
         if images.shape[1:] != self._shape[1:] or not 0 <= start <= n - len(images):
             raise ValueError(f"images {images.shape} at {start} do not fit a stack of shape {self._shape}")
         with np.errstate(over="ignore"):
@@ -222,7 +223,7 @@ class StackWriter:
                     "quarantine it, or write float32 if it is out of range"
                 )
             self._sums[row] = _sums(image)
-        self._file.seek(HEADER_BYTES + start * box_px * box_px * self._dtype.itemsize)
+        self._file.seek(HEADER_BYTES + start * ny * nx * self._dtype.itemsize)
         self._file.write(stored.data)
 
     def __exit__(

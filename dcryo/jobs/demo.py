@@ -17,7 +17,7 @@ from dcryo.data.run import Run
 from dcryo.jobs.exchange import ImportOptions, import_particles
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions
 from dcryo.jobs.refine import RefineOptions, RefineResult, refine
-from dcryo.jobs.simulate import PHANTOM, SimulateOptions, simulate
+from dcryo.jobs.simulate import PHANTOM, SimulateOptions, SimulateResult, simulate
 from dcryo.kernels import fsc, rotations, symmetry
 
 _PIXEL_SIZE_A = 3.0
@@ -75,6 +75,7 @@ def demo(options: DemoOptions, *, progress: Progress = print) -> DemoResult:
             ),
             progress=progress,
         )  # fmt: skip
+        assert isinstance(data, SimulateResult)
         store = out / "particles.zarr"
         import_particles(ImportOptions(source=data.particles_star, out=store, **again), progress=progress)
         refined = refine(

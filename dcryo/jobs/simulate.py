@@ -1,4 +1,4 @@
-"""Particles of a map, an atomic model or the built-in phantom, with known truth."""
+"""Particles, or movies of them, of a map, an atomic model or the built-in phantom, with known truth."""
 
 import math
 from dataclasses import dataclass
@@ -9,12 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from dcryo.cluster import check_kind, connect
 from dcryo.data import mrc, star
 from dcryo.data.model import AtomicModel, read_model
 from dcryo.data.particles import Particles
 from dcryo.data.run import Run
 from dcryo.errors import InputError, RunError
-from dcryo.jobs.options import OutOptions, Progress, SeedOptions, argument
+from dcryo.jobs import simulate_movies
+from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
+from dcryo.jobs.simulate_movies import MovieOptions
 from dcryo.kernels import slices
 from dcryo.kernels.density import gaussian_density
 from dcryo.kernels.filters import pad_or_crop, resample_volume
@@ -30,12 +33,22 @@ PILOT_IMAGES = 256
 STACK, MAP = "particles.mrcs", "truth.mrc"
 
 
-class SimulateOptions(OutOptions, SeedOptions):
-    """Make particles with known truth from a map, an atomic model or the built-in phantom.
+OF_PARTICLES = ("particles", "micrographs", "shift_sigma_px", "noise_bfactor_A2", "dtype")
+"""Options that movies do not have."""
+
+
+class SimulateOptions(OutOptions, ClusterOptions, SeedOptions, MovieOptions):
+    """Make particles, or movies of them, with known truth from a map, an atomic model or the built-in phantom.
 
     Writes particles.mrcs, particles.star (optics and CTF, no poses), truth.star (poses, shifts and half sets
     too) and truth.mrc, the density whose projections are the signal, on the images' grey scale. Particles are
     white on dark and the noise has variance 1.
+
+    With --movies it writes movies (raw counts of electrons, particles dark on white), gain.mrc (a raw frame times
+    the gain is flat) and movies.star in place of particles; motion (each movie's track, as RELION writes it),
+    micrographs_truth.star (defocus and motion) and dirt.star (crystals, carbon and hot pixels); in truth.star where
+    the particles are, and in truth.mrc the density whose projections are the contrast. Movies are made by the
+    workers of --cluster, particles are not.
     """
 
     model: str = argument("map (.mrc), atomic model (.pdb, .cif), or the word phantom")
@@ -56,7 +69,7 @@ class SimulateOptions(OutOptions, SeedOptions):
         gt=0,
         allow_inf_nan=True,
         description="variance of the signal (projection times CTF) over that of the noise, both over the "
-        "whole box; inf makes no noise",
+        "whole box; inf makes no noise. In movies, of the sum of the frames weighted by exposure",
     )
     voltage_kV: float = Field(300.0, ge=20, le=3000, description="acceleration voltage")
     spherical_aberration_mm: float = Field(2.7, ge=0, le=10, description="spherical aberration")
@@ -95,6 +108,13 @@ class SimulateOptions(OutOptions, SeedOptions):
             raise ValueError("symmetry and diameter are the phantom's; a map or an atomic model has its own")
         if self.assembly is not None and (self.model == PHANTOM or self.model.lower().endswith(MAP_ENDINGS)):
             raise ValueError("an assembly is built from an atomic model (.pdb, .cif)")
+        fields = type(self).model_fields
+        foreign = OF_PARTICLES if self.movies else [name for name in MovieOptions.model_fields if name != "movies"]
+        given = [name for name in foreign if getattr(self, name) != fields[name].default]
+        if given:
+            raise ValueError(f"{given[0]} is for {'particles' if self.movies else 'movies'}; see --movies")
+        if self.movies and math.isinf(self.snr):
+            raise ValueError("movies are counts of electrons, which have noise; give a finite snr")
         if self.micrographs is not None and self.micrographs > self.particles:
             raise ValueError(f"{self.micrographs} micrographs for {self.particles} particles: each wants one")
         return self
@@ -119,13 +139,64 @@ class SimulateResult:
         )
 
 
-def simulate(options: SimulateOptions, *, progress: Progress = print) -> SimulateResult:
-    """Simulate particles; see `SimulateOptions` for what is written into `options.out`.
+@dataclass(frozen=True)
+class SimulateMoviesResult:
+    """Where things are, and what was made."""
 
-    The bits of an image depend on the options, the seed and the particle's number alone. Raises InputError
-    for a model that cannot be read or does not fit the box.
+    movies_star: Path
+    truth_star: Path
+    truth_map: Path
+    movies: int
+    particles: int
+    box_px: int
+    pixel_size_A: float
+
+    def summary(self) -> str:
+        """Lines of text for the reader at the terminal."""
+        return (
+            f"{self.movies} movies with {self.particles} particles, at {self.pixel_size_A:.4g} A: {self.movies_star}\n"
+            f"their truth: {self.truth_star} and {self.truth_map}"
+        )
+
+
+def simulate(options: SimulateOptions, *, progress: Progress = print) -> SimulateResult | SimulateMoviesResult:
+    """Simulate particles or movies; see `SimulateOptions` for what is written into `options.out`.
+
+    The bits of an image depend on the options, the seed and the particle's number alone, those of a movie on its
+    own number. Raises InputError for a model that cannot be read or does not fit the box.
     """
+    check_kind(options.cluster)
     density, pixel_size_A = _density(options)
+    return (_movies if options.movies else _particles)(options, density, pixel_size_A, progress)
+
+
+def _movies(
+    options: SimulateOptions, density: NDArray[np.float32], pixel_size_A: float, progress: Progress
+) -> SimulateMoviesResult:
+    assert options.movies is not None
+    box_px, out = density.shape[0], options.out
+    exposure = simulate_movies.movie_exposure(options, density, pixel_size_A)
+    tracks = simulate_movies.read_tracks(options, pixel_size_A)
+    simulate_movies.refuse_used(out, options.overwrite)
+    inputs = ([] if options.model == PHANTOM else [Path(options.model)]) + list(options.tracks)
+    run = Run.start(out, "simulate", options.model_dump(), inputs, options.seed, options.resume, options.overwrite)
+    if not run.finished:
+        with run, connect(options.cluster, options.workers) as cluster:
+            microscope = _microscope(options, box_px, pixel_size_A)
+            particles = simulate_movies.make_movies(
+                run, options.movies, density, microscope, exposure, options.snr, options.seed, tracks,
+                options.format, cluster, progress,
+            )  # fmt: skip
+            run.done({"movies": options.movies, "particles": particles, "box_px": box_px, "pixel_size_A": pixel_size_A})
+    particles = run.record["result"]["particles"]
+    return SimulateMoviesResult(
+        out / "movies.star", out / "truth.star", out / MAP, options.movies, particles, box_px, pixel_size_A
+    )
+
+
+def _particles(
+    options: SimulateOptions, density: NDArray[np.float32], pixel_size_A: float, progress: Progress
+) -> SimulateResult:
     box_px = density.shape[0]
     inputs = [] if options.model == PHANTOM else [Path(options.model)]
     run = Run.start(

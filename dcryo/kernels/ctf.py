@@ -18,8 +18,8 @@ def wavelength_A(voltage_kV: ArrayLike) -> NDArray[np.float64]:
 
 
 def ctf(
-    kx: NDArray[np.int32],
-    ky: NDArray[np.int32],
+    kx: NDArray[np.number],
+    ky: NDArray[np.number],
     box_px: int,
     pixel_size_A: ArrayLike,
     defocus_u_A: ArrayLike,
@@ -34,9 +34,9 @@ def ctf(
 ) -> NDArray[np.float32]:
     """CTF of N particles at P Fourier pixels -> (N, P) float32.
 
-    kx, ky: (P,) integer frequencies of a box of `box_px` pixels. All that follows is one number per
-    particle, (N,), or one for all. Defocus is in Angstrom, positive for underfocus; the angle is from x
-    towards the axis of U. The value is `-sin(gamma) scale exp(-B k^2 / 4)` with
+    kx, ky: (P,) frequencies in Fourier pixels of a box of `box_px` pixels; with a box of 1, in 1/px. All that
+    follows is one number per particle, (N,), or one for all. Defocus is in Angstrom, positive for underfocus; the
+    angle is from x towards the axis of U. The value is `-sin(gamma) scale exp(-B k^2 / 4)` with
 
         gamma = -pi lambda df k^2 + pi/2 Cs lambda^3 k^4 - phase - atan(Q / sqrt(1 - Q^2))
         df(theta) = ((U + V) + (U - V) cos 2 (theta - angle)) / 2

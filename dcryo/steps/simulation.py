@@ -66,34 +66,38 @@ def micrograph_of(particles: int, micrographs: int) -> NDArray[np.int64]:
     return np.arange(particles, dtype=np.int64) * micrographs // particles
 
 
-def draw_truth(microscope: Microscope, seed: int, micrograph: NDArray[np.int64]) -> Truth:
+def draw_defocus(microscope: Microscope, seed: int, micrograph: int) -> tuple[float, float, float]:
+    """Defocus U and V in A and the angle of U in degrees of a micrograph, its mean uniform between its limits."""
+    rng = generator(seed, "micrograph", micrograph)
+    spread = 0.5 * microscope.astigmatism_A * abs(rng.standard_normal())
+    mean = rng.uniform(microscope.defocus_min_A, microscope.defocus_max_A)
+    return mean + spread, mean - spread, rng.uniform(0.0, 180.0)
+
+
+def draw_truth(microscope: Microscope, seed: int, micrograph: NDArray[np.int64], first: int = 0) -> Truth:
     """Draw the poses, shifts, defoci and half sets of N particles, whose micrographs are given, (N,).
 
-    Viewing directions follow a density proportional to exp(kappa cos tilt) (sampled as by Wood, Commun. Stat.
-    Simul. 23, 1994), in-plane angles are uniform, shifts are normal; a micrograph's mean defocus is uniform
-    between its limits. Halves are 1 and 2 in turn.
+    first: number of the first of them, by which their random numbers are keyed. Viewing directions follow a density
+    proportional to exp(kappa cos tilt) (sampled as by Wood, Commun. Stat. Simul. 23, 1994), in-plane angles are
+    uniform, shifts are normal. Halves are 1 and 2 in turn.
     """
-    n, m = len(micrograph), int(micrograph[-1]) + 1
-    per_micrograph = np.empty((m, 3))
-    for i in range(m):
-        rng = generator(seed, "micrograph", i)
-        spread = 0.5 * microscope.astigmatism_A * abs(rng.standard_normal())
-        mean = rng.uniform(microscope.defocus_min_A, microscope.defocus_max_A)
-        per_micrograph[i] = mean + spread, mean - spread, rng.uniform(0.0, 180.0)
+    n = len(micrograph)
+    numbers, rows = np.unique(micrograph, return_inverse=True)
+    per_micrograph = np.array([draw_defocus(microscope, seed, number) for number in numbers.tolist()]).reshape(-1, 3)
     uniform, normal = np.empty((n, 3)), np.empty((n, 3))
     for i in range(n):
-        rng = generator(seed, "pose", i)
+        rng = generator(seed, "pose", first + i)
         uniform[i], normal[i] = rng.random(3), rng.standard_normal(3)
     cos_tilt = _cos_tilt(uniform[:, 0], microscope.preference)
     scatter = microscope.defocus_scatter_A * normal[:, 2]
-    defocus = per_micrograph[micrograph]
+    defocus = per_micrograph[rows]
     return Truth(
         rotation=matrix_from_euler(360.0 * uniform[:, 1], np.rad2deg(np.arccos(cos_tilt)), 360.0 * uniform[:, 2]),
         origin_A=microscope.shift_sigma_px * microscope.pixel_size_A * normal[:, :2],
         defocus_u_A=defocus[:, 0] + scatter,
         defocus_v_A=defocus[:, 1] + scatter,
         defocus_angle_deg=defocus[:, 2],
-        half=(1 + np.arange(n) % 2).astype(np.int8),
+        half=(1 + (first + np.arange(n)) % 2).astype(np.int8),
     )
 
 
