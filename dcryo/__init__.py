@@ -10,18 +10,37 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dcryo.data.store import open_store as open
+    from dcryo.jobs.class2d import Class2dOptions, class2d
     from dcryo.jobs.demo import DemoOptions, demo
     from dcryo.jobs.exchange import ExportOptions, ImportOptions, export_particles, import_particles
     from dcryo.jobs.postprocess import FscOptions, fsc_of_maps
     from dcryo.jobs.reconstruct import ReconstructOptions, reconstruct
     from dcryo.jobs.refine import RefineOptions, refine
+    from dcryo.jobs.select import SelectOptions, select_particles
     from dcryo.jobs.simulate import SimulateOptions, simulate
     from dcryo.report import write_report
 
 __all__ = [
-    "DemoOptions", "ExportOptions", "FscOptions", "ImportOptions", "ReconstructOptions", "RefineOptions",
-    "SimulateOptions", "demo", "export_particles", "fsc_of_maps", "import_particles", "open", "reconstruct", "refine",
-    "simulate", "write_report",
+    "Class2dOptions",
+    "DemoOptions",
+    "ExportOptions",
+    "FscOptions",
+    "ImportOptions",
+    "ReconstructOptions",
+    "RefineOptions",
+    "SelectOptions",
+    "SimulateOptions",
+    "class2d",
+    "demo",
+    "export_particles",
+    "fsc_of_maps",
+    "import_particles",
+    "open",
+    "reconstruct",
+    "refine",
+    "select_particles",
+    "simulate",
+    "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -38,6 +57,10 @@ _HOMES = {
     "reconstruct": ("dcryo.jobs.reconstruct", "reconstruct"),
     "RefineOptions": ("dcryo.jobs.refine", "RefineOptions"),
     "refine": ("dcryo.jobs.refine", "refine"),
+    "Class2dOptions": ("dcryo.jobs.class2d", "Class2dOptions"),
+    "class2d": ("dcryo.jobs.class2d", "class2d"),
+    "SelectOptions": ("dcryo.jobs.select", "SelectOptions"),
+    "select_particles": ("dcryo.jobs.select", "select_particles"),
     "SimulateOptions": ("dcryo.jobs.simulate", "SimulateOptions"),
     "simulate": ("dcryo.jobs.simulate", "simulate"),
     "write_report": ("dcryo.report", "write_report"),

@@ -289,13 +289,27 @@ def cut_shards(
     """The shards of a half: a function of the data set alone. The arrays, (n, ...), are those of all particles."""
     every = data.rows_of(half)
     size = shard_size(len(every))
-    shards = []
-    for index, first in enumerate(range(0, len(every), size)):
-        rows = every[first : first + size]
-        columns = CtfColumns(*(column[rows] for column in data.ctf))
-        known = (array[rows] for array in (data.groups, norm, scale, rotation, origin_px, trusted))
-        shards.append(Shard(f"{half}-{index}", data.store, rows, columns, *known))
-    return shards
+    known = (norm, scale, rotation, origin_px, trusted)
+    return [
+        shard_rows(data, every[first : first + size], f"{half}-{index}", *known)
+        for index, first in enumerate(range(0, len(every), size))
+    ]
+
+
+def shard_rows(
+    data: Dataset,
+    rows: np.ndarray,
+    name: str,
+    norm: np.ndarray,
+    scale: np.ndarray,
+    rotation: np.ndarray,
+    origin_px: np.ndarray,
+    trusted: np.ndarray,
+) -> Shard:
+    """A shard of some rows of a data set. The arrays, (n, ...), are those of all particles."""
+    columns = CtfColumns(*(column[rows] for column in data.ctf))
+    known = (array[rows] for array in (data.groups, norm, scale, rotation, origin_px, trusted))
+    return Shard(name, data.store, rows, columns, *known)
 
 
 def left_out_rows(data: Dataset, half: int, left_out: Iterable[dict[int, str]]) -> list[dict]:
