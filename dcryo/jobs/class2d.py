@@ -535,8 +535,9 @@ def _write(job: _Job, state: State, made: _Made, run: Run) -> Class2dResult:
     mass, rim = classification.mass_and_rim(made.averages.unmasked, job.diameter_px, _SEEN_DIAMETER)
     order = np.argsort(-counts, kind="stable")
     resolution = box * pixel / np.maximum(resolved, 1)
-    figures = [of[order] for of in (counts, resolution, mass, rim, evidence / np.maximum(counts, 1))]
-    table = ClassTable(*figures, *ranking.rank_classes(*figures))
+    evidence = evidence / np.maximum(counts, 1)
+    ranked = ranking.rank_classes(counts, resolution, mass, rim, evidence)
+    table = ClassTable(*(of[order] for of in (counts, resolution, mass, rim, evidence, ranked.rank, ranked.reason)))
     images = made.averages.images[order]
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))

@@ -211,12 +211,12 @@ def _weigh(batch: Images, classes: Classes) -> _Weighed:
     left = series[: orders + 1, ..., :scored].reshape(orders + 1, n * t, scored)
     product = left @ (classes.series[: orders + 1, :scored] * area)
     scale = np.float32(count / of.angles)
-    scores = scipy.fft.irfft(product, n=count, axis=0).reshape(count, n, t, k)
+    scores: np.ndarray = scipy.fft.irfft(product, n=count, axis=0).reshape(count, n, t, k)
     product = weight_series[: orders // 2 + 1, :, :scored] @ (classes.power[: orders // 2 + 1, :scored] * area)
     squares = scipy.fft.irfft(product, n=count // 2, axis=0) * (scale / 2)  # (count / 2, n, K)
     scores *= scale
     best, evidence, top = _posterior(scores, squares, classes.log_share, classes.log_shift, np.float32(_NEGLIGIBLE))
-    of_class = scores.sum(axis=(0, 2), dtype=np.float64)[np.arange(n), best[:, 2]]
+    of_class = np.asarray(np.einsum("antk->nk", scores))[np.arange(n), best[:, 2]]
     return _Weighed(
         scores, series, weight_series, power, best, batch.origin_px + classes.shift_px[best[:, 1]], of_class, top,
         evidence, usable,
@@ -241,7 +241,7 @@ def _periodic(coefficients: np.ndarray, count: int, orders: int) -> np.ndarray:
 
 def _ring_mean(sums: np.ndarray, conjugate: np.ndarray, of: Rings) -> np.ndarray:
     """Sum over classes of the ring means of sums times classes, (R,) float64, both as series (orders, K, R)."""
-    product = np.sum((sums * conjugate).real, axis=1, dtype=np.float64)
+    product = np.einsum("mkr,mkr->mr", sums, conjugate).real
     return (product[0] + 2 * product[1:].sum(axis=0)) / of.angles**2
 
 
