@@ -20,7 +20,7 @@ from dcryo.data.run import Run
 from dcryo.errors import InputError
 from dcryo.euler import matrix_from_euler
 from dcryo.jobs import em
-from dcryo.jobs.dataset import Dataset, Shard, load_dataset, shard_rows
+from dcryo.jobs.dataset import Dataset, Shard, load_dataset, quarantine_rows, shard_rows
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
 from dcryo.kernels import fsc, masks, ranking, rings
 from dcryo.kernels.ctf import ctf
@@ -372,7 +372,6 @@ class _Made(NamedTuple):
     share: np.ndarray
     found: Found
     rows: np.ndarray
-    left_out: list[dict]
 
 
 def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Progress) -> tuple[State, _Made]:
@@ -415,7 +414,8 @@ def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Prog
     )
     averages = classification.averages((blended[0], blended[1]), job.mask, job.of)
     share = (blended[0].share + blended[1].share) / max(1e-9, float(np.sum(blended[0].share + blended[1].share)))
-    made = _Made(averages, share, found, order, [left for _, left in results])
+    made = _Made(averages, share, found, order)
+    run.quarantine(quarantine_rows(job.data, rows_of_shards, [left for _, left in results]))
     updated, figures = _update(job, state, halves, blended, made, mini)
     figures |= {"images": len(rows), "seconds": round(time.monotonic() - started, 2)}
     run.iteration(figures)
@@ -531,11 +531,11 @@ def _write(job: _Job, state: State, made: _Made, run: Run) -> Class2dResult:
     used = state.class_number >= 0
     resolved = _resolved(made.averages.frc)
     counts = np.bincount(state.class_number[used], minlength=len(resolved))
-    evidence = np.bincount(state.class_number[used], state.log_evidence[used], minlength=len(counts))
+    total = np.bincount(state.class_number[used], state.log_evidence[used], minlength=len(counts))
     mass, rim = classification.mass_and_rim(made.averages.unmasked, job.diameter_px, _SEEN_DIAMETER)
     order = np.argsort(-counts, kind="stable")
     resolution = box * pixel / np.maximum(resolved, 1)
-    evidence = evidence / np.maximum(counts, 1)
+    evidence = total / np.maximum(counts, 1)
     ranked = ranking.rank_classes(counts, resolution, mass, rim, evidence)
     table = ClassTable(*(of[order] for of in (counts, resolution, mass, rim, evidence, ranked.rank, ranked.reason)))
     images = made.averages.images[order]

@@ -314,13 +314,18 @@ def shard_rows(
 
 def left_out_rows(data: Dataset, half: int, left_out: Iterable[dict[int, str]]) -> list[dict]:
     """Rows for the list of quarantined particles of what the shards of a half left out, each position -> reason."""
-    every, rows = data.rows_of(half), []
-    in_source = _source_rows(data.store)
-    for shard, reasons in enumerate(left_out):
+    every = data.rows_of(half)
+    size = shard_size(len(every))
+    return quarantine_rows(data, [every[first : first + size] for first in range(0, len(every), size)], left_out)
+
+
+def quarantine_rows(data: Dataset, shards: Iterable[np.ndarray], left_out: Iterable[dict[int, str]]) -> list[dict]:
+    """The same of any shards, of which the rows are given."""
+    in_source, rows = _source_rows(data.store), []
+    for own, reasons in zip(shards, left_out, strict=True):
         for position, reason in reasons.items():
-            row = int(every[shard * shard_size(len(every)) + position])
-            image = _image_name(data.particles, row)
-            rows.append({"row": int(in_source[row]), "image": image, "reason": reason})
+            row = int(own[position])
+            rows.append({"row": int(in_source[row]), "image": _image_name(data.particles, row), "reason": reason})
     return rows
 
 

@@ -200,7 +200,7 @@ def _weigh(batch: Images, classes: Classes) -> _Weighed:
     images = np.where(usable[:, None, None], batch.images, 0)
     ctf = np.where(usable[:, None, None], batch.ctf, 0)
     sampled = rings.sample(images, of)
-    power = np.mean(sampled.real**2 + sampled.imag**2, axis=2, dtype=np.float64)
+    power = np.asarray(np.mean(sampled.real**2 + sampled.imag**2, axis=2, dtype=np.float64))
     share = ctf * batch.inverse_variance[:, :, None]
     data = sampled * share * _phases(of, batch.origin_px)
     series = rings.series(data[:, None] * _phases(of, classes.shift_px), of, of.orders)  # (M + 1, n, T, R)
