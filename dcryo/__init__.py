@@ -10,30 +10,34 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dcryo.data.store import open_store as open
+    from dcryo.jobs.class2d import Class2dOptions, class2d
     from dcryo.jobs.ctf import CtfOptions, ctf
     from dcryo.jobs.demo import DemoOptions, demo
     from dcryo.jobs.exchange import ExportOptions, ImportOptions, export_particles, import_particles
     from dcryo.jobs.postprocess import FscOptions, fsc_of_maps
     from dcryo.jobs.reconstruct import ReconstructOptions, reconstruct
     from dcryo.jobs.refine import RefineOptions, refine
+    from dcryo.jobs.select import SelectOptions, select_particles
     from dcryo.jobs.simulate import SimulateOptions, simulate
     from dcryo.report import write_report
 
 __all__ = [
-    "CtfOptions", "DemoOptions", "ExportOptions", "FscOptions", "ImportOptions", "ReconstructOptions", "RefineOptions",
-    "SimulateOptions", "ctf", "demo", "export_particles", "fsc_of_maps", "import_particles", "open", "reconstruct",
-    "refine", "simulate", "write_report",
+    "Class2dOptions", "CtfOptions", "DemoOptions", "ExportOptions", "FscOptions", "ImportOptions", "ReconstructOptions",
+    "RefineOptions", "SelectOptions", "SimulateOptions", "class2d", "ctf", "demo", "export_particles", "fsc_of_maps",
+    "import_particles", "open", "reconstruct", "refine", "select_particles", "simulate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
     "open": ("dcryo.data.store", "open_store"),
+    "Class2dOptions": ("dcryo.jobs.class2d", "Class2dOptions"),
+    "class2d": ("dcryo.jobs.class2d", "class2d"),
     "CtfOptions": ("dcryo.jobs.ctf", "CtfOptions"),
     "ctf": ("dcryo.jobs.ctf", "ctf"),
     "DemoOptions": ("dcryo.jobs.demo", "DemoOptions"),
     "demo": ("dcryo.jobs.demo", "demo"),
     "ExportOptions": ("dcryo.jobs.exchange", "ExportOptions"),
-    "ImportOptions": ("dcryo.jobs.exchange", "ImportOptions"),
     "export_particles": ("dcryo.jobs.exchange", "export_particles"),
+    "ImportOptions": ("dcryo.jobs.exchange", "ImportOptions"),
     "import_particles": ("dcryo.jobs.exchange", "import_particles"),
     "FscOptions": ("dcryo.jobs.postprocess", "FscOptions"),
     "fsc_of_maps": ("dcryo.jobs.postprocess", "fsc_of_maps"),
@@ -41,6 +45,8 @@ _HOMES = {
     "reconstruct": ("dcryo.jobs.reconstruct", "reconstruct"),
     "RefineOptions": ("dcryo.jobs.refine", "RefineOptions"),
     "refine": ("dcryo.jobs.refine", "refine"),
+    "SelectOptions": ("dcryo.jobs.select", "SelectOptions"),
+    "select_particles": ("dcryo.jobs.select", "select_particles"),
     "SimulateOptions": ("dcryo.jobs.simulate", "SimulateOptions"),
     "simulate": ("dcryo.jobs.simulate", "simulate"),
     "write_report": ("dcryo.report", "write_report"),

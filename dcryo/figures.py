@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.patches import Circle
+from matplotlib.patches import Circle, Rectangle
 
 BLUE, SKY, ORANGE, VERMILION, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73"
 INK, FAINT = "#1f2933", "#7b8794"
@@ -385,6 +385,45 @@ def picks(pictures: Sequence[Picks]) -> str:
         axes.add_collection(PatchCollection(circles, facecolor="none", edgecolor=ORANGE, linewidth=0.9))
         if picture.labels_px is not None:
             axes.plot(*(picture.labels_px * to_preview).T, "+", color=SKY, markersize=4, markeredgewidth=0.9)
+    return _jpeg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def class_convergence(iterations: Sequence[Mapping[str, float]]) -> str:
+    """Resolution of classes and change of class per iteration, from the rows of a run record."""
+    figure = Figure(figsize=(FULL_IN, 2.9))
+    numbers = [row["iteration"] for row in iterations]
+    panels = (("resolution of the classes (Å)", "resolution_A", 1), ("changed class (%)", "changed", 100),
+              ("log-evidence of an image", "mean_log_evidence", 1))  # fmt: skip
+    for axes, (label, name, factor) in zip(figure.subplots(1, 3), panels, strict=True):
+        axes.plot(numbers, [factor * row[name] for row in iterations], color=BLUE, marker="o", markersize=3)
+        axes.set(xlabel="iteration", ylabel=label)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def classes(images: np.ndarray, captions: Sequence[str], good: np.ndarray) -> str:
+    """Class averages (K, D, D), each on its own grey scale, with a caption below; those that are not good are
+    framed."""
+    across = 5 if len(images) <= 10 else 8 if len(images) <= 40 else 10
+    down = -(-len(images) // across)
+    side = FULL_IN / across
+    figure = Figure(figsize=(FULL_IN, down * (side + 0.5)))
+    figure.set_layout_engine("none")
+    margins = {"left": 0.005, "right": 0.995, "top": 0.998, "bottom": 0.45 / (down * (side + 0.5)), "wspace": 0.04,
+               "hspace": 0.5 / side}  # fmt: skip
+    grid = np.ravel(figure.subplots(down, across, squeeze=False, gridspec_kw=margins))
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, image, caption, kept in zip(grid, images, captions, good, strict=False):
+        low, high = np.percentile(image, [1, 99.7])
+        axes.imshow(image, cmap="gray", origin="lower", vmin=low, vmax=max(high, low + 1e-9), interpolation="bicubic")
+        axes.text(0.5, -0.03, caption, transform=axes.transAxes, ha="center", va="top", fontsize=7.5, linespacing=1.15,
+                  color=INK if kept else VERMILION)  # fmt: skip
+        if not kept:
+            axes.add_patch(
+                Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, color=VERMILION, linewidth=1.6)
+            )
     return _jpeg(figure)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from dcryo import figures, report_micrographs
 from dcryo.data import mrc, star
 from dcryo.data.atomic import replacing
+from dcryo.data.classes import CLASSES, TABLE, read_class_table
 from dcryo.data.curves import read_curves
 from dcryo.data.items import ITEMS
 from dcryo.data.particles import Particles
@@ -38,6 +39,8 @@ TITLES = {
     "import": "Import of particles",
     "demo": "Demonstration",
     "fsc": "Fourier shell correlation of two maps",
+    "class2d": "2D classification",
+    "select": "Selection of particles",
     "motion": "Motion correction",
     "ctf": "CTF estimation",
     "pick": "Particle picking",
@@ -52,6 +55,8 @@ PARTICLES = ("truth.star", "particles.star")
 """What to show as the map and as the particles of a run: the first that is there."""
 
 IMAGES_SHOWN = 12
+
+CLASSES_SHOWN = 200
 
 QUARANTINED_SHOWN = 100
 
@@ -201,8 +206,9 @@ def _cards(source: Source) -> list[tuple[str, str, str]]:
         cards.append(("Symmetry", str(record["options"]["symmetry"]).upper(), ""))
     if record["iterations"]:
         last = record["iterations"][-1]
-        everywhere = f"{100 * last.get('searched_everywhere', 1):.0f} % searched everywhere"
-        cards.append(("Iterations", str(last["iteration"]), everywhere))
+        share = last.get("searched_everywhere")
+        said = "" if share is None else f"{100 * share:.0f} % searched everywhere"
+        cards.append(("Iterations", str(last["iteration"]), said))
     if record["quarantined"]:
         cards.append(("Quarantined", f"{len(record['quarantined']):,}", "left out"))
     return [card for card in cards if card]
@@ -225,6 +231,9 @@ def _or_none(source: Source, name: str) -> Any:
 
 def _resolution_card(source: Source) -> tuple[str, str, str] | tuple[()]:
     result, iterations = source.record.get("result") or {}, source.record["iterations"]
+    if result.get("classes"):
+        kept = f"{result.get('classes_kept', 0)} look good"
+        return "Classes", f"{result['classes']}", f"{kept}, the best to {result.get('resolution_A', 0):.1f} Å"
     if result.get("resolution_A"):
         return "Resolution", f"{result['resolution_A']:.2f} Å", f"FSC {GOLD_STANDARD:g}"
     if iterations and iterations[-1].get("resolution_A"):
@@ -279,7 +288,7 @@ def _noise_and_signal(source: Source) -> Section | None:
 
 def _convergence(source: Source) -> Section | None:
     iterations = source.record["iterations"]
-    if not iterations or "resolution_A" not in iterations[-1]:
+    if not iterations or "median_rotation_change_deg" not in iterations[-1]:
         return None
     words = (
         "Change: median over the particles since the iteration before; uncertainty: median standard deviation of the "
@@ -288,6 +297,42 @@ def _convergence(source: Source) -> Section | None:
     if any(row.get("searched_everywhere", 1) < 0.5 for row in iterations):
         words += " Shaded: most poses are searched around those of the iteration before."
     return Section("Convergence", figures.convergence(iterations), words, wide=True)
+
+
+def _classes(source: Source) -> Section | None:
+    if not (source.path / CLASSES).is_file() or not (source.path / TABLE).is_file():
+        return None
+    table, stack = read_class_table(source.path / TABLE), mrc.open_stack(source.path / CLASSES)
+    order = np.argsort(-table.rank, kind="stable")[:CLASSES_SHOWN]
+    captions = [
+        f"{number + 1}: {table.particles[number]:,}, {table.resolution_A[number]:.1f} Å\nrank {table.rank[number]:.2f}"
+        for number in order
+    ]
+    words = (
+        "The best first. Number of the class, its particles and the resolution at which the halves of the class "
+        "correlate at 0.5; rank from 1 to 0, by mass, rim, evidence and resolution against the others. Red: not kept "
+        "by select --auto"
+    )
+    reasons = Counter(table.reason[table.reason != ""].tolist()).most_common()
+    if reasons:
+        words += " (" + "; ".join(f"{count}: {reason}" for reason, count in reasons) + ")"
+    return Section("Classes", figures.classes(stack.read(order), captions, table.kept[order]), words + ".", wide=True)
+
+
+def _left_out(source: Source) -> Section | None:
+    left_out = (source.record.get("result") or {}).get("left_out")
+    if not isinstance(left_out, dict) or not left_out:
+        return None
+    table = [["particles left out", "reason"]] + [[f"{count:,}", reason] for reason, count in left_out.items()]
+    return Section("Left out", table=table)
+
+
+def _class_convergence(source: Source) -> Section | None:
+    rows = source.record["iterations"]
+    if not rows or "changed" not in rows[-1]:
+        return None
+    words = "Mean resolution of the classes, and the part of the images that changed class, per iteration."
+    return Section("Convergence", figures.class_convergence(rows), words, wide=True)
 
 
 def _of_items(title: str, make: Callable[[report_micrographs.Items], tuple[str, str] | None]) -> Callable:
@@ -319,7 +364,7 @@ def _images(source: Source) -> Section | None:
 
 def _orientations(source: Source) -> Section | None:
     particles = source.particles
-    if particles is None or "rotation" not in particles or len(particles) == 0:
+    if particles is None or "rotation" not in particles or len(particles) == 0 or source.record["job"] == "class2d":
         return None
     name = str(source.record["options"].get("symmetry") or "C1")
     words = f"Viewing directions of {len(particles):,} particles"
@@ -379,7 +424,7 @@ def _quarantined(source: Source) -> Section | None:
 
 
 SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
-    _map, _fourier_shell_correlation, _noise_and_signal, _convergence,
+    _map, _classes, _left_out, _fourier_shell_correlation, _noise_and_signal, _convergence, _class_convergence,
     *(_of_items(title, make) for title, make in report_micrographs.SECTIONS.items()),
     _images, _orientations, _shifts, _defocus, _certainty_of_poses, _iterations, _quarantined,
 )  # fmt: skip

@@ -289,24 +289,43 @@ def cut_shards(
     """The shards of a half: a function of the data set alone. The arrays, (n, ...), are those of all particles."""
     every = data.rows_of(half)
     size = shard_size(len(every))
-    shards = []
-    for index, first in enumerate(range(0, len(every), size)):
-        rows = every[first : first + size]
-        columns = CtfColumns(*(column[rows] for column in data.ctf))
-        known = (array[rows] for array in (data.groups, norm, scale, rotation, origin_px, trusted))
-        shards.append(Shard(f"{half}-{index}", data.store, rows, columns, *known))
-    return shards
+    known = (norm, scale, rotation, origin_px, trusted)
+    return [
+        shard_rows(data, every[first : first + size], f"{half}-{index}", *known)
+        for index, first in enumerate(range(0, len(every), size))
+    ]
+
+
+def shard_rows(
+    data: Dataset,
+    rows: np.ndarray,
+    name: str,
+    norm: np.ndarray,
+    scale: np.ndarray,
+    rotation: np.ndarray,
+    origin_px: np.ndarray,
+    trusted: np.ndarray,
+) -> Shard:
+    """A shard of some rows of a data set. The arrays, (n, ...), are those of all particles."""
+    columns = CtfColumns(*(column[rows] for column in data.ctf))
+    known = (array[rows] for array in (data.groups, norm, scale, rotation, origin_px, trusted))
+    return Shard(name, data.store, rows, columns, *known)
 
 
 def left_out_rows(data: Dataset, half: int, left_out: Iterable[dict[int, str]]) -> list[dict]:
     """Rows for the list of quarantined particles of what the shards of a half left out, each position -> reason."""
-    every, rows = data.rows_of(half), []
-    in_source = _source_rows(data.store)
-    for shard, reasons in enumerate(left_out):
+    every = data.rows_of(half)
+    size = shard_size(len(every))
+    return quarantine_rows(data, [every[first : first + size] for first in range(0, len(every), size)], left_out)
+
+
+def quarantine_rows(data: Dataset, shards: Iterable[np.ndarray], left_out: Iterable[dict[int, str]]) -> list[dict]:
+    """The same of any shards, of which the rows are given."""
+    in_source, rows = _source_rows(data.store), []
+    for own, reasons in zip(shards, left_out, strict=True):
         for position, reason in reasons.items():
-            row = int(every[shard * shard_size(len(every)) + position])
-            image = _image_name(data.particles, row)
-            rows.append({"row": int(in_source[row]), "image": image, "reason": reason})
+            row = int(own[position])
+            rows.append({"row": int(in_source[row]), "image": _image_name(data.particles, row), "reason": reason})
     return rows
 
 

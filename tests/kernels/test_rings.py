@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+
+from dcryo.kernels import rings
+from dcryo.kernels.masks import circle
+
+
+def noise(count, box, diameter=None, seed=0):
+    images = np.random.Generator(np.random.Philox(seed)).standard_normal((count, box, box)).astype(np.float32)
+    return images * circle(box, diameter or 0.8 * box, 3)
+
+
+def transform_at(image, kx, ky):
+    """Fourier sum of an image about its centre, at any frequencies."""
+    box = len(image)
+    y, x = np.mgrid[:box, :box] - box // 2
+    angle = np.multiply.outer(kx, x) + np.multiply.outer(ky, y)
+    return np.sum(image * np.exp(-2j * np.pi * angle / box), axis=(-2, -1))
+
+
+@pytest.mark.parametrize(("box", "shell_max"), [(16, 8), (17, 8), (32, 9), (31, 15)])
+def test_samples_are_the_fourier_sum_of_the_image(box, shell_max):
+    """Up to Nyquist, where the transform is read past the last column that is held."""
+    images, of = noise(2, box, seed=box), rings.rings(box, shell_max, 0.8 * box)
+    found = rings.sample(images, of)
+    assert found.shape == (2, shell_max + 1, of.angles // 2) and found.dtype == np.complex64
+    expected = np.array([transform_at(image, of.kx, of.ky) for image in images])
+    assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
+    for shell in range(shell_max + 1):
+        assert np.linalg.norm((found - expected)[:, shell]) < 0.02 * np.linalg.norm(expected[:, shell])
+
+
+@pytest.mark.parametrize("box", [32, 33])
+def test_images_come_back_without_what_is_past_the_last_ring(box):
+    images, of = noise(3, box, diameter=0.6 * box, seed=1), rings.rings(box, 10, 0.6 * box)
+    found = rings.images_of(rings.sample(images, of), of)
+    ky, kx = np.fft.fftfreq(box, 1 / box)[:, None], np.fft.rfftfreq(box, 1 / box)
+    low = np.fft.irfft2(np.fft.rfft2(images) * (np.hypot(kx, ky) < 10.5), (box, box))
+    inside = circle(box, 0.6 * box, 0) > 0
+    for mine, theirs in zip(found[:, inside], low[:, inside], strict=True):
+        assert np.corrcoef(mine, theirs)[0, 1] > 0.98
+        assert mine.std() == pytest.approx(theirs.std(), rel=0.03)
+
+
+def test_writing_is_the_adjoint_of_reading():
+    """<sample(image), values> = <image, images_of(values)> but for the areas."""
+    box = 24
+    of = rings.rings(box, 12, box)
+    rng = np.random.Generator(np.random.Philox(3))
+    image = rng.standard_normal((1, box, box)).astype(np.float32)
+    shape = (1, *of.kx.shape)
+    values = (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(np.complex64)
+    product = np.sum((rings.sample(image, of) * values.conj()).real * of.area[:, None])
+    # The mate of every sample is written too, and an image is the mean over the plane.
+    assert 2 * product / box**2 == pytest.approx(np.sum(image * rings.images_of(values, of)), rel=1e-3)
+
+
+def test_areas_add_up_to_the_disc():
+    of = rings.rings(64, 20, 64)
+    assert of.angles * of.area.sum() == pytest.approx(np.pi * 20.5**2, rel=0.01)
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_series_are_sums_over_the_circle(real):
+    of = rings.rings(32, 9, 26)
+    rng = np.random.Generator(np.random.Philox(4))
+    half = rng.standard_normal((2, 10, of.angles // 2)).astype(np.float32)
+    if not real:
+        half = (half + 1j * rng.standard_normal(half.shape)).astype(np.complex64)
+    whole = np.concatenate([half, half.conj()], axis=-1)
+    order = np.arange(0, of.orders + 1, 2 if real else 1)
+    angle = 2 * np.pi * np.arange(of.angles) / of.angles
+    expected = np.moveaxis(whole @ np.exp(-1j * np.outer(angle, order)), -1, 0)
+    found = (rings.real_series if real else rings.series)(half, of, of.orders)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_samples_of_a_series_are_those_it_was_made_of():
+    """Where the function has no orders but those that are kept."""
+    of = rings.rings(48, 12, 30)
+    sampled = rings.sample(noise(2, 48, diameter=16, seed=5), of)
+    np.testing.assert_allclose(
+        rings.samples(rings.series(sampled, of, of.orders), of), sampled, atol=2e-3 * np.abs(sampled).max()
+    )
+    power = np.cos(np.angle(sampled[:, :, :1]) + 0 * sampled.real).astype(np.float32) + 1
+    smooth = power + 0.3 * np.cos(2 * np.arctan2(of.ky, of.kx)).astype(np.float32)
+    np.testing.assert_allclose(rings.real_samples(rings.real_series(smooth, of, of.orders), of), smooth, atol=1e-5)
+
+
+def test_a_turn_of_the_image_is_a_shift_along_the_rings():
+    box = 33
+    of = rings.rings(box, 8, 26)
+    image = noise(1, box, seed=6)
+    turned = np.rot90(image, axes=(1, 2), k=-1)  # from x towards y: rows are y, counted upwards
+    found, before = rings.sample(turned, of)[0], rings.sample(image, of)[0]
+    whole = np.concatenate([before, before.conj()], axis=-1)
+    quarter = of.angles // 4
+    np.testing.assert_allclose(
+        found, np.roll(whole, quarter, axis=-1)[:, : of.angles // 2], atol=0.01 * np.abs(found).max()
+    )
