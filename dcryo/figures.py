@@ -358,15 +358,16 @@ def thon_rings(pictures: Sequence[Rings]) -> str:
         above.set_title(picture.title)
         below.set_axis_on()
         frequency = picture.frequency_1_A
-        below.plot(frequency, picture.spectrum, color=BLUE, linewidth=1.1, label="spectrum")
-        below.plot(frequency, picture.fit, color=ORANGE, linewidth=1.1, label="fit")
+        shown = frequency > 1 / 22
+        # Rings of the specimen itself are far stronger at low resolution than those that the fit is about.
+        size = max(float(np.abs(picture.fit[shown]).max(initial=0)), 1e-9)
+        below.plot(frequency, picture.spectrum / size, color=BLUE, linewidth=1.0, label="spectrum")
+        below.plot(frequency, picture.fit / size, color=ORANGE, linewidth=1.0, label="fit")
         below.plot(frequency, picture.quality, color=GREEN, linewidth=1.1, label="agreement")
-        shown = frequency > 1 / 40
-        reach = np.percentile(np.abs(np.concatenate([picture.spectrum[shown], [1.0]])), 99)
-        below.set_ylim(-0.15 - 0.3 * (picture.spectrum[shown].min(initial=0) < -0.1), max(1.1, 1.05 * reach))
+        below.set_ylim(-1.25, 1.25)
         resolution_axis(below, float(frequency[-1]), apart=0.14)
         if place == 0:
-            below.legend(fontsize=8, ncols=3, loc="upper right", handlelength=1.2, columnspacing=0.8)
+            below.legend(fontsize=8, ncols=3, loc="lower right", handlelength=1.2, columnspacing=0.8)
     return _jpeg(figure)
 
 

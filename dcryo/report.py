@@ -195,6 +195,8 @@ def _cards(source: Source) -> list[tuple[str, str, str]]:
     cards = [_resolution_card(source)]
     particles, shown = _or_none(source, "particles"), _or_none(source, "map")
     count = result.get("particles", len(particles) if particles is not None else None)
+    if isinstance(result.get("micrographs"), int):
+        cards.append(("Micrographs", f"{result['micrographs']:,}", f"{len(record['quarantined']):,} flagged"))
     if isinstance(count, int):
         halves = Counter(particles["half"].tolist()) if particles is not None and "half" in particles else {}
         cards.append(("Particles", f"{count:,}", f"halves {halves[1]:,} + {halves[2]:,}" if halves else ""))
@@ -209,7 +211,7 @@ def _cards(source: Source) -> list[tuple[str, str, str]]:
         share = last.get("searched_everywhere")
         said = "" if share is None else f"{100 * share:.0f} % searched everywhere"
         cards.append(("Iterations", str(last["iteration"]), said))
-    if record["quarantined"]:
+    if record["quarantined"] and "micrographs" not in result:
         cards.append(("Quarantined", f"{len(record['quarantined']):,}", "left out"))
     return [card for card in cards if card]
 
