@@ -36,8 +36,8 @@ _MASK_EDGE_A, _LEAST_MASK_EDGE_PX = 10.0, 3.0
 _DEFAULT_DIAMETER = 0.85
 # Rings hold what is a little outside of the mask too, where a neighbour or a wrong centre shows.
 _SEEN_DIAMETER = 1.25
-# Images that are weighed at once: the scores of all their poses are held.
-_SCORES_BYTES = 64 << 20
+# Of images that are weighed at once: the scores of all their poses, so few that caches hold them.
+_SCORES_BYTES = 8 << 20
 # Averages of so many images, not aligned, are the first classes.
 _FIRST_AVERAGE = 30
 _HEADROOM_SHELLS = 3
@@ -274,17 +274,18 @@ def first_class(shard: Shard, of: rings.Rings, shell: int) -> np.ndarray:
     if not usable.any():
         return np.zeros((of.box_px,) * 2, dtype=np.float32)
     sampled = rings.sample(batch.images[usable], of)
-    transfer = _transfer(shard, slice(None), of)[usable]
-    weight = np.sum(transfer**2, axis=0)
-    average = np.sum(transfer * sampled, axis=0) / (weight + 0.5 * weight.mean())
-    average[shell + 1 :] = 0
-    return rings.images_of(average[None], of)[0]
+    transfer = _transfer(shard, slice(None), of)[:, usable]
+    weight = np.sum(transfer**2, axis=1)
+    average = np.sum(transfer * sampled, axis=1) / (weight + 0.5 * weight.mean())
+    average[:, shell + 1 :] = 0
+    return rings.images_of(average[:, None], of)[0]
 
 
 def _transfer(shard: Shard, some: slice, of: rings.Rings) -> np.ndarray:
-    """CTFs of a batch on the rings, (n, R, angles / 2) float32."""
+    """CTFs of a batch on the rings, (angles / 2, n, R) float32."""
     columns = (column[some] for column in shard.ctf)
-    return ctf(of.kx.ravel(), of.ky.ravel(), of.box_px, *columns).reshape(-1, *of.kx.shape)
+    found = ctf(of.kx.ravel(), of.ky.ravel(), of.box_px, *columns).reshape(-1, *of.kx.shape)
+    return np.ascontiguousarray(np.swapaxes(found, 0, 1))
 
 
 def classify_shard(shard: Shard, images_path: Path, setting: Setting) -> tuple:
@@ -308,7 +309,8 @@ def classify_shard(shard: Shard, images_path: Path, setting: Setting) -> tuple:
         unseen = np.flatnonzero(~shard.trusted[some])
         if len(unseen):
             origin = own.origin_px.copy()
-            origin[unseen] = classification.located(Images(*(column[unseen] for column in own)), coarse)
+            some_of = Images(own.images[unseen], own.ctf[:, unseen], own.inverse_variance[unseen], origin[unseen])
+            origin[unseen] = classification.located(some_of, coarse)
             own = own._replace(origin_px=origin)
         learned = classification.fold(sums, own, batch.group, fine)
         found.append(learned)

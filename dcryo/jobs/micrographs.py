@@ -156,11 +156,11 @@ def _committing(item: Item, run: Path, work: Callable[..., Found], *arguments: A
 
 
 def _whole(path: Path) -> bool:
-    """Whether a file has not been written to for a while."""
+    """Whether a file has not been written to for a while; one that is not there will not change, and is refused."""
     try:
         return time.time() - path.stat().st_mtime > _SETTLED_S
     except OSError:
-        return False
+        return True
 
 
 def flagged(found: Mapping[str, Found]) -> list[dict[str, Any]]:

@@ -18,15 +18,13 @@ from numba import njit
 
 from dcryo.kernels.gridding import TAPS, WEIGHTS, envelope, padded_px
 
-_WEIGHTS = WEIGHTS.astype(np.float32)
-
 
 @dataclass(frozen=True)
 class Rings:
     """Circles of radius 0, 1, ..., shell_max in the Fourier plane of boxes of `box_px`.
 
     angles: samples on the full circle, a multiple of four; orders: highest order m of the series that is kept;
-    kx, ky: (R, angles / 2) float64, places of the samples of the half circle; area: (R,) float32, Fourier pixels per
+    kx, ky: (angles / 2, R) float64, places of the samples of the half circle; area: (R,) float32, Fourier pixels per
     sample; filled: diameter of the particle over the side of the box.
     """
 
@@ -46,15 +44,16 @@ def rings(box_px: int, shell_max: int, diameter_px: float) -> Rings:
     noise from all over the box is not mistaken for signal; and orders as high as the particle has."""
     angles = 4 * scipy.fft.next_fast_len(int(np.ceil(np.pi * (shell_max + 1) / 2)), real=True)
     orders = min(angles // 2 - 1, _orders(shell_max, diameter_px / box_px))
-    angle = 2 * np.pi * np.arange(angles // 2) / angles
-    radius = np.arange(shell_max + 1)
-    area = 2 * np.pi * radius / angles
+    area = 2 * np.pi * np.arange(shell_max + 1) / angles
     # The trapezoidal rule over the radius, of a function that grows from 0 at the origin (Euler and Maclaurin).
     area[0] = 2 * np.pi / 12 / angles
-    return Rings(
-        box_px, shell_max, angles, orders, np.outer(radius, np.cos(angle)), np.outer(radius, np.sin(angle)),
-        area.astype(np.float32), diameter_px / box_px,
-    )  # fmt: skip
+    places = _places(shell_max, angles)
+    return Rings(box_px, shell_max, angles, orders, *places, area.astype(np.float32), diameter_px / box_px)
+
+
+def _places(shell_max: int, angles: int) -> tuple[np.ndarray, np.ndarray]:
+    angle, radius = 2 * np.pi * np.arange(angles // 2) / angles, np.arange(shell_max + 1)
+    return np.outer(np.cos(angle), radius), np.outer(np.sin(angle), radius)
 
 
 def orders_at(of: Rings, shell: int) -> int:
@@ -67,127 +66,139 @@ def _orders(shell: int, filled: float) -> int:
 
 
 def sample(images: np.ndarray, of: Rings) -> np.ndarray:
-    """Transforms of images on rings: (n, D, D) real to (n, R, angles / 2) complex64."""
+    """Transforms of images on rings: (n, D, D) real to (angles / 2, n, R) complex64."""
     box, padded = of.box_px, padded_px(of.box_px)
     along = envelope(np.arange(box) - box // 2, padded)
-    corrected = (images / (along[:, None] * along)).astype(np.float32)
     first = padded // 2 - box // 2
     placed = np.zeros((len(images), padded, padded), dtype=np.float32)
-    placed[:, first : first + box, first : first + box] = corrected
-    transforms = scipy.fft.rfft2(np.fft.ifftshift(placed, axes=(1, 2)))
-    out = np.empty((len(images), *of.kx.shape), dtype=np.complex64)
-    scale = padded / box
-    _read(
-        transforms.astype(np.complex64), (scale * of.kx).ravel(), (scale * of.ky).ravel(), out.reshape(len(images), -1)
-    )
-    return out
+    placed[:, first : first + box, first : first + box] = images / (along[:, None] * along)
+    planes = scipy.fft.fft2(np.fft.ifftshift(placed, axes=(1, 2)))
+    place, weight = _taps(of)
+    out = np.empty((len(planes), len(place)), dtype=np.complex64)
+    _gather(planes.reshape(len(planes), -1), place, weight, out)
+    angles, count = of.kx.shape
+    return np.ascontiguousarray(np.swapaxes(out.reshape(len(planes), angles, count), 0, 1))
 
 
-def images_of(rings_: np.ndarray, of: Rings) -> np.ndarray:
-    """Images whose transforms are given on rings, and zero past them: (n, R, angles / 2) complex64 to (n, D, D)
+def images_of(sampled: np.ndarray, of: Rings) -> np.ndarray:
+    """Images whose transforms are given on rings, and zero past them: (angles / 2, n, R) complex64 to (n, D, D)
     float32.
 
     The sum over the plane that takes a transform to its image, taken over the samples with their areas.
     """
-    box, padded = of.box_px, padded_px(of.box_px)
-    scale = padded / box
-    plane = np.zeros((len(rings_), padded, padded // 2 + 1), dtype=np.complex64)
-    weighted = (rings_ * of.area[:, None]).astype(np.complex64)
-    _write(plane, (scale * of.kx).ravel(), (scale * of.ky).ravel(), weighted.reshape(len(rings_), -1))
-    images = np.fft.fftshift(scipy.fft.irfft2(plane, (padded, padded)), axes=(1, 2)) * np.float32(padded**2 / box**2)
+    box, padded, n = of.box_px, padded_px(of.box_px), sampled.shape[1]
+    place, weight = _taps(of)
+    planes = np.zeros((n, padded * padded), dtype=np.complex64)
+    values = np.ascontiguousarray(np.swapaxes(sampled * of.area, 0, 1)).astype(np.complex64).reshape(n, -1)
+    _scatter(planes, place, weight, values)
+    # Samples of the other half of the circle are conjugate, and so is what they would have added.
+    images = 2 * scipy.fft.ifft2(planes.reshape(n, padded, padded)).real * (padded**2 / box**2)
     first = padded // 2 - box // 2
     along = envelope(np.arange(box) - box // 2, padded)
-    return (images[:, first : first + box, first : first + box] / (along[:, None] * along)).astype(np.float32)
+    inner = np.fft.fftshift(images, axes=(1, 2))[:, first : first + box, first : first + box]
+    return (inner / (along[:, None] * along)).astype(np.float32)
 
 
-def series(half: np.ndarray, of: Rings, orders: int) -> np.ndarray:
+@lru_cache(maxsize=16)
+def _taps_of(box_px: int, shell_max: int, angles: int) -> tuple[np.ndarray, np.ndarray]:
+    """Grid points of the padded transform around each sample, (P, 16) int32, and their weights, (P, 16) float32."""
+    padded = padded_px(box_px)
+    kx, ky = _places(shell_max, angles)
+    indices, weights = [], []
+    for k in (kx.ravel(), ky.ravel()):
+        place = padded / box_px * k
+        below = np.floor(place).astype(np.int64)
+        indices.append((below[:, None] + np.arange(TAPS) - (TAPS // 2 - 1)) % padded)
+        weights.append(np.array([np.polyval(row, place - below - 0.5) for row in WEIGHTS]).T)
+    index = indices[1][:, :, None] * padded + indices[0][:, None, :]
+    weight = weights[1][:, :, None] * weights[0][:, None, :]
+    return index.reshape(len(index), -1).astype(np.int32), weight.reshape(len(weight), -1).astype(np.float32)
+
+
+def _taps(of: Rings) -> tuple[np.ndarray, np.ndarray]:
+    return _taps_of(of.box_px, of.shell_max, of.angles)
+
+
+def series(sampled: np.ndarray, of: Rings, orders: int) -> np.ndarray:
     """Coefficients over the angle, of orders 0 to `orders`, of functions with f(angle + pi) = conj f(angle).
 
-    half: (..., R, angles / 2) complex64 on the half circle. Returns (orders + 1, ..., R) complex64, so that
+    sampled: (angles / 2, ..., R) complex64. Returns (orders + 1, ..., R) complex64, so that
     f(angle) = 1 / angles * sum over all orders m of coefficient(m) exp(i m angle).
+
+    The real part has even orders only, the imaginary part odd ones: both are products with a table of cosines and
+    sines, which for so few orders is faster than transforms.
     """
-    whole = np.concatenate([half, half.conj()], axis=-1)
-    return np.ascontiguousarray(np.moveaxis(scipy.fft.fft(whole, axis=-1)[..., : orders + 1], -1, 0))
+    return series_of_parts(sampled.real, sampled.imag, of, orders)
+
+
+def series_of_parts(real: np.ndarray, imaginary: np.ndarray, of: Rings, orders: int) -> np.ndarray:
+    """`series` of functions whose real and imaginary parts are given apart, float32."""
+    even, odd = _tables(of.angles, orders)
+    out = np.empty((orders + 1, *real.shape[1:]), dtype=np.complex64)
+    for first, table, part in ((0, even, real), (1, odd, imaginary)):
+        found = (table @ np.ascontiguousarray(part).reshape(len(part), -1)).reshape(2, -1, *part.shape[1:])
+        out.real[first::2], out.imag[first::2] = found
+    return out
+
+
+@lru_cache(maxsize=64)
+def _tables(angles: int, orders: int) -> tuple[np.ndarray, np.ndarray]:
+    """What takes samples on half a circle to coefficients of even orders of a real function, and of odd orders of i
+    times one: (2 orders, angles / 2) float32, real parts first."""
+    angle = 2 * np.pi * np.arange(angles // 2) / angles
+    even, odd = (np.outer(np.arange(first, orders + 1, 2), angle) for first in (0, 1))
+    return (
+        2 * np.concatenate([np.cos(even), -np.sin(even)]).astype(np.float32),
+        2 * np.concatenate([np.sin(odd), np.cos(odd)]).astype(np.float32),
+    )
 
 
 def samples(coefficients: np.ndarray, of: Rings) -> np.ndarray:
-    """The inverse of `series`: (M + 1, ..., R) complex64 to (..., R, angles / 2) complex64.
+    """The inverse of `series`: (M + 1, ..., R) complex64 to (angles / 2, ..., R) complex64.
 
     A function with f(angle + pi) = conj f(angle) has coefficients with c(-m) = (-1)^m conj c(m).
     """
     count = len(coefficients)
-    whole = np.zeros((*coefficients.shape[1:], of.angles), dtype=np.complex64)
-    given = np.moveaxis(coefficients, 0, -1)
-    whole[..., :count] = given
-    sign = np.where(np.arange(1, count) % 2, -1, 1)
-    whole[..., of.angles - np.arange(1, count)] = sign * given[..., 1:].conj()
-    return scipy.fft.ifft(whole, axis=-1)[..., : of.angles // 2]
+    whole = np.zeros((of.angles, *coefficients.shape[1:]), dtype=np.complex64)
+    whole[:count] = coefficients
+    order = np.arange(1, count)
+    sign = np.where(order % 2, -1, 1).reshape(-1, *[1] * (coefficients.ndim - 1))
+    whole[of.angles - order] = sign * coefficients[1:].conj()
+    return scipy.fft.ifft(whole, axis=0)[: of.angles // 2]
 
 
-def real_series(half: np.ndarray, of: Rings, orders: int) -> np.ndarray:
+def real_series(sampled: np.ndarray, of: Rings, orders: int) -> np.ndarray:
     """Coefficients of even orders 0, 2, ... up to `orders` of real functions with f(angle + pi) = f(angle).
 
-    half: (..., R, angles / 2) float32. Returns (orders // 2 + 1, ..., R) complex64, on the scale of `series`.
+    sampled: (angles / 2, ..., R) float32. Returns (orders // 2 + 1, ..., R) complex64, on the scale of `series`.
     """
-    found = 2 * scipy.fft.rfft(half, axis=-1)[..., : orders // 2 + 1]
-    return np.ascontiguousarray(np.moveaxis(found, -1, 0))
+    even, _ = _tables(of.angles, orders)
+    found = (even @ sampled.reshape(len(sampled), -1)).reshape(2, -1, *sampled.shape[1:])
+    return (found[0] + 1j * found[1]).astype(np.complex64)
 
 
 def real_samples(coefficients: np.ndarray, of: Rings) -> np.ndarray:
-    """The inverse of `real_series`: (J, ..., R) complex64 to (..., R, angles / 2) float32."""
-    given = np.moveaxis(coefficients, 0, -1)
-    return scipy.fft.irfft(given / 2, n=of.angles // 2, axis=-1).astype(np.float32)
+    """The inverse of `real_series`: (J, ..., R) complex64 to (angles / 2, ..., R) float32."""
+    return scipy.fft.irfft(coefficients / 2, n=of.angles // 2, axis=0).astype(np.float32)
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _weights_at(fraction, out):  # type: ignore[no-untyped-def]
-    t = np.float32(fraction - 0.5)
-    for tap in range(TAPS):
-        value = _WEIGHTS[tap, 0]
-        for power in range(1, _WEIGHTS.shape[1]):
-            value = value * t + _WEIGHTS[tap, power]
-        out[tap] = value
+def _gather(planes, place, weight, out):  # type: ignore[no-untyped-def]
+    for i in range(len(planes)):
+        plane = planes[i]
+        for p in range(len(place)):
+            real = imaginary = np.float32(0)
+            for tap in range(place.shape[1]):
+                value = plane[place[p, tap]]
+                real += weight[p, tap] * value.real
+                imaginary += weight[p, tap] * value.imag
+            out[i, p] = complex(real, imaginary)
 
 
-@njit(nogil=True, cache=True, fastmath=True)
-def _read(planes, kx, ky, out):  # type: ignore[no-untyped-def]
-    padded = planes.shape[1]
-    across, down = np.empty(TAPS, dtype=np.float32), np.empty(TAPS, dtype=np.float32)
-    for p in range(len(kx)):
-        x, y = int(np.floor(kx[p])), int(np.floor(ky[p]))
-        _weights_at(kx[p] - x, across)
-        _weights_at(ky[p] - y, down)
-        for i in range(len(planes)):
-            total = np.complex64(0)
-            for b in range(TAPS):
-                iy = y + b - 1
-                for a in range(TAPS):
-                    ix = (x + a - 1) % padded
-                    if ix <= padded // 2:
-                        value = planes[i, iy % padded, ix]
-                    else:
-                        value = np.conj(planes[i, -iy % padded, padded - ix])
-                    total += down[b] * across[a] * value
-            out[i, p] = total
-
-
-@njit(nogil=True, cache=True, fastmath=True)
-def _write(planes, kx, ky, values):  # type: ignore[no-untyped-def]
-    """The adjoint of reading, of samples and of their mates on the other half of the circle."""
-    padded = planes.shape[1]
-    across, down = np.empty(TAPS, dtype=np.float32), np.empty(TAPS, dtype=np.float32)
-    for p in range(len(kx)):
-        x, y = int(np.floor(kx[p])), int(np.floor(ky[p]))
-        _weights_at(kx[p] - x, across)
-        _weights_at(ky[p] - y, down)
-        for i in range(len(planes)):
-            for b in range(TAPS):
-                iy = y + b - 1
-                for a in range(TAPS):
-                    ix = x + a - 1
-                    value = down[b] * across[a] * values[i, p]
-                    # A sample and its mate; half of the plane is held.
-                    if ix % padded <= padded // 2:
-                        planes[i, iy % padded, ix % padded] += value
-                    if -ix % padded <= padded // 2:
-                        planes[i, -iy % padded, -ix % padded] += np.conj(value)
+@njit(nogil=True, cache=True)
+def _scatter(planes, place, weight, values):  # type: ignore[no-untyped-def]
+    """The adjoint of `_gather`."""
+    for i in range(len(planes)):
+        for p in range(len(place)):
+            for tap in range(place.shape[1]):
+                planes[i, place[p, tap]] += weight[p, tap] * values[i, p]

@@ -29,8 +29,8 @@ class Classes:
 
     of: rings up to which images are summed, R of them, of which the first `scored` are compared; series: (M + 1, R, K)
     complex64, the class images' series over the angle, and power: (J, R, K) complex64 that of their squared moduli,
-    both conjugate; log_share: (K,) logarithm of the prior of each class; shift_px: (T, 2) shifts that are tried, and
-    log_shift: (T,) their prior; angles: in-plane angles that are tried.
+    both conjugate; log_share: (K,) logarithm of the prior of each class; shift_px: (T, 2) shifts that are tried,
+    phases: (angles / 2, T, R) what they do, and log_shift: (T,) their prior; angles: in-plane angles that are tried.
     """
 
     of: Rings
@@ -39,12 +39,13 @@ class Classes:
     power: np.ndarray
     log_share: np.ndarray
     shift_px: np.ndarray
+    phases: np.ndarray
     log_shift: np.ndarray
     angles: int
 
 
 class Images(NamedTuple):
-    """Images and what is known of them: images (n, D, D) float32; ctf (n, R, angles / 2) float32 on the rings;
+    """Images and what is known of them: images (n, D, D) float32; ctf (angles / 2, n, R) float32 on the rings;
     inverse_variance (n, R) float32 of a noise component; origin_px (n, 2), which moves the image onto its class."""
 
     images: np.ndarray
@@ -105,6 +106,7 @@ def prepare(
         np.ascontiguousarray(np.swapaxes(power.conj(), 1, 2)),
         np.log(np.maximum(share, 1e-30)).astype(np.float32),
         shift_px,
+        phases(of, shift_px),
         (-0.5 * np.sum(shift_px**2, axis=1) / shift_sd_px**2).astype(np.float32),
         4 * scipy.fft.next_fast_len((orders + 2) // 2, real=True),
     )
@@ -196,14 +198,17 @@ class _Weighed(NamedTuple):
 def _weigh(batch: Images, classes: Classes) -> _Weighed:
     of, count, n = classes.of, classes.angles, len(batch.images)
     k, t, scored = len(classes.log_share), len(classes.shift_px), classes.scored
-    usable = np.isfinite(batch.images).all(axis=(1, 2)) & np.isfinite(batch.ctf).all(axis=(1, 2))
+    usable = np.isfinite(batch.images).all(axis=(1, 2)) & np.isfinite(batch.ctf).all(axis=(0, 2))
     images = np.where(usable[:, None, None], batch.images, 0)
-    ctf = np.where(usable[:, None, None], batch.ctf, 0)
+    ctf = np.where(usable[:, None], batch.ctf, 0)
     sampled = rings.sample(images, of)
-    power = np.asarray(np.mean(sampled.real**2 + sampled.imag**2, axis=2, dtype=np.float64))
-    share = ctf * batch.inverse_variance[:, :, None]
-    data = sampled * share * _phases(of, batch.origin_px)
-    series = rings.series(data[:, None] * _phases(of, classes.shift_px), of, of.orders)  # (M + 1, n, T, R)
+    power = np.asarray(np.mean(sampled.real**2 + sampled.imag**2, axis=0, dtype=np.float64))
+    share = ctf * batch.inverse_variance
+    data = (sampled * share * phases(of, batch.origin_px))[:, :, None]
+    turn = classes.phases[:, None]
+    series = rings.series_of_parts(  # (M + 1, n, T, R)
+        data.real * turn.real - data.imag * turn.imag, data.real * turn.imag + data.imag * turn.real, of, of.orders
+    )
     weight_series = rings.real_series(ctf * share, of, of.orders)  # (J, n, R)
     # Orders that the scored rings do not reach are noise.
     orders = min(count // 2 - 1, of.orders)
@@ -223,9 +228,9 @@ def _weigh(batch: Images, classes: Classes) -> _Weighed:
     )  # fmt: skip
 
 
-def _phases(of: Rings, shift_px: np.ndarray) -> np.ndarray:
-    """Factors that move images, (..., R, angles / 2) complex64; shift_px: (..., 2)."""
-    angle = shift_px[..., 0, None, None] * of.kx + shift_px[..., 1, None, None] * of.ky
+def phases(of: Rings, shift_px: np.ndarray) -> np.ndarray:
+    """Factors that move images, (angles / 2, T, R) complex64; shift_px: (T, 2)."""
+    angle = of.kx[:, None] * shift_px[:, 0, None] + of.ky[:, None] * shift_px[:, 1, None]
     return np.exp((-2j * np.pi / of.box_px) * angle).astype(np.complex64)
 
 
@@ -289,7 +294,7 @@ def _posterior(scores, squares, log_share, log_shift, negligible):  # type: igno
 
 def class_images(numerator: np.ndarray, denominator: np.ndarray, precision: np.ndarray, of: Rings) -> np.ndarray:
     """Maximum a posteriori class images (K, D, D) float32 from sums, with a prior precision (K, R) per ring."""
-    below = rings.real_samples(denominator, of) + precision[:, :, None]
+    below = rings.real_samples(denominator, of) + precision
     return rings.images_of(rings.samples(numerator, of) / np.maximum(below, 1e-20), of)
 
 
@@ -301,8 +306,8 @@ def mean_weights(denominator: np.ndarray, of: Rings) -> np.ndarray:
 def ring_correlation(first: np.ndarray, second: np.ndarray, of: Rings) -> np.ndarray:
     """Fourier ring correlation of images (K, D, D), (K, R) float64; rings without power give zero."""
     a, b = rings.sample(first, of), rings.sample(second, of)
-    cross = np.sum(a.real * b.real + a.imag * b.imag, axis=2, dtype=np.float64)
-    power = np.sum(np.abs(a) ** 2, axis=2, dtype=np.float64) * np.sum(np.abs(b) ** 2, axis=2, dtype=np.float64)
+    cross = np.sum(a.real * b.real + a.imag * b.imag, axis=0, dtype=np.float64)
+    power = np.sum(np.abs(a) ** 2, axis=0, dtype=np.float64) * np.sum(np.abs(b) ** 2, axis=0, dtype=np.float64)
     return np.divide(cross, np.sqrt(power), out=np.zeros_like(cross), where=power > 0)
 
 

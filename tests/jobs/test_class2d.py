@@ -21,6 +21,7 @@ from dcryo.jobs.refine import RefineOptions, refine
 from dcryo.jobs.select import SelectOptions, select_particles
 from dcryo.kernels import rings
 from dcryo.kernels.masks import circle
+from dcryo.steps import classification
 
 WRITTEN = ("classes.mrcs", "classes.star", "particles.star")
 
@@ -63,10 +64,10 @@ def test_class_averages_are_the_images_put_on_top_of_each_other(made: job.Class2
     agreement = []
     for number in range(3):
         own = np.flatnonzero(particles["class_number"] == number + 1)
-        phases = np.exp(-2j * np.pi * (origin[own, 0, None, None] * of.kx + origin[own, 1, None, None] * of.ky) / box)
-        series = rings.series((rings.sample(images[own], of) * phases).astype(np.complex64), of, of.orders)
+        moved = rings.sample(images[own], of) * classification.phases(of, origin[own])
+        series = rings.series(moved.astype(np.complex64), of, of.orders)
         turned = series * np.exp(-1j * np.outer(np.arange(of.orders + 1), psi[own]))[:, :, None]
-        average = rings.images_of(rings.samples(turned.astype(np.complex64), of).mean(axis=0)[None], of)[0]
+        average = rings.images_of(rings.samples(turned.astype(np.complex64), of).mean(axis=1)[:, None], of)[0]
         inside = circle(box, 180 / store.pixel_size_A, 0) > 0
         agreement.append(np.corrcoef(average[inside], made.images[number][inside])[0, 1])
     # The phases of the CTF are not undone here, so that the agreement is that of low frequencies.

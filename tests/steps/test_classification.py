@@ -45,7 +45,8 @@ class Scene:
         ).astype(np.float32) * circle(BOX, DIAMETER, 3)  # fmt: skip
         self.share = np.array([0.5, 0.3, 0.2])
         radius = np.hypot(OF.kx, OF.ky)
-        self.ctf = np.stack([np.sin(0.9 + (0.02 + 0.004 * i) * radius**2) for i in range(count)]).astype(np.float32)
+        transfer = [np.sin(0.9 + (0.02 + 0.004 * i) * radius**2) for i in range(count)]
+        self.ctf = np.stack(transfer, axis=1).astype(np.float32)
         self.variance = (40.0 + 300 * np.exp(-np.arange(OF.shell_max + 1) / 3)).astype(np.float32)
         self.number = rng.integers(0, CLASSES, count)
         self.angle = rng.integers(0, 360, count) * np.pi / 180
@@ -57,26 +58,31 @@ class Scene:
         )
 
     def _image(self, i, rng):
-        sampled = moved(turned_at(self.classes[self.number[i]], self.angle[i]), -self.shift[i]) * self.ctf[i]
-        image = rings.images_of(sampled[None].astype(np.complex64), OF)[0]
+        sampled = moved(turned_at(self.classes[self.number[i]], self.angle[i]), -self.shift[i]) * self.ctf[:, i]
+        image = rings.images_of(sampled[:, None].astype(np.complex64), OF)[0]
         return image + 0.15 * rng.standard_normal((BOX, BOX)).astype(np.float32)
 
     def log_posterior(self, i):
         """(angles, T, K), by definition: Re <Y, S> - 1/2 <W, |S|^2> and the priors."""
         prepared, batch = self.prepared, self.batch
         data = moved(transform_at(batch.images[i], OF.kx, OF.ky), batch.origin_px[i])
-        inverse = batch.inverse_variance[i][:, None]
-        area = OF.area[:, None] * (np.arange(OF.shell_max + 1) <= SHELL)[:, None]
+        inverse = batch.inverse_variance[i]
+        area = OF.area * (np.arange(OF.shell_max + 1) <= SHELL)
         out = np.empty((prepared.angles, len(SHIFTS), CLASSES))
         for a in range(prepared.angles):
             for k in range(CLASSES):
-                reference = turned_at(self.classes[k], 2 * np.pi * a / prepared.angles) * batch.ctf[i]
+                reference = turned_at(self.classes[k], 2 * np.pi * a / prepared.angles) * batch.ctf[:, i]
                 square = np.sum(area * np.abs(reference) ** 2 * inverse)
                 for t, shift in enumerate(SHIFTS):
                     cross = np.sum(area * (moved(data, shift) * reference.conj()).real * inverse)
                     prior = np.log(self.share[k]) - 0.5 * np.sum(shift**2) / 2.0**2
                     out[a, t, k] = cross - 0.5 * square + prior
         return out
+
+
+def taken(scene, rows):
+    batch = scene.batch
+    return Images(batch.images[rows], batch.ctf[:, rows], batch.inverse_variance[rows], batch.origin_px[rows])
 
 
 @pytest.fixture(scope="module")
@@ -114,24 +120,18 @@ def test_sums_are_the_images_turned_back_with_their_weights(scene):
     sums = classification.empty_sums(scene.prepared, 1)
     weighed = classification._weigh(scene.batch, scene.prepared)
     classification.fold(sums, scene.batch, np.zeros(4, int), scene.prepared)
-    numerator = np.zeros((CLASSES, *OF.kx.shape), complex)
-    angle = np.arctan2(OF.ky, OF.kx)
-    data = rings.sample(scene.batch.images, OF) * scene.ctf / scene.variance[:, None]
+    numerator = np.zeros((len(OF.kx), CLASSES, OF.shell_max + 1), complex)
     denominator = np.zeros(numerator.shape)
-    whole = 2 * np.pi * np.arange(OF.angles) / OF.angles
-    assert angle.shape == numerator.shape[1:]
+    data = rings.sample(scene.batch.images, OF) * scene.ctf / scene.variance
     for i in range(4):
         for a, t, k in zip(*np.nonzero(weighed.weights[:, i] > 1e-3), strict=True):
             weight = weighed.weights[a, i, t, k]
-            own = moved(moved(data[i], scene.batch.origin_px[i]), SHIFTS[t])
+            own = moved(moved(data[:, i], scene.batch.origin_px[i]), SHIFTS[t])
             series = rings.series(own.astype(np.complex64), OF, OF.orders)
             turn = np.exp(1j * np.arange(OF.orders + 1) * 2 * np.pi * a / scene.prepared.angles)
-            numerator[k] += weight * rings.samples((series * turn[:, None]).astype(np.complex64), OF)
-            square = scene.ctf[i] ** 2 / scene.variance[:, None]
-            denominator[k] += weight * square  # these CTFs are round
-    assert len(whole) == OF.angles
-    found = np.moveaxis(rings.samples(sums.numerator, OF), 0, 0)
-    np.testing.assert_allclose(found, numerator, atol=0.01 * np.abs(numerator).max())
+            numerator[:, k] += weight * rings.samples((series * turn[:, None]).astype(np.complex64), OF)
+            denominator[:, k] += weight * scene.ctf[:, i] ** 2 / scene.variance  # these CTFs are round
+    np.testing.assert_allclose(rings.samples(sums.numerator, OF), numerator, atol=0.01 * np.abs(numerator).max())
     np.testing.assert_allclose(rings.real_samples(sums.denominator, OF), denominator, atol=0.01 * denominator.max())
 
 
@@ -159,7 +159,7 @@ def test_what_is_not_finite_has_no_part(scene):
     found = classification.fold(sums, scene.batch._replace(images=images), np.zeros(4, int), scene.prepared)
     assert found.usable.tolist() == [True, False, True, True]
     kept = np.array([0, 2, 3])
-    classification.fold(without, Images(*(column[kept] for column in scene.batch)), np.zeros(3, int), scene.prepared)
+    classification.fold(without, taken(scene, kept), np.zeros(3, int), scene.prepared)
     np.testing.assert_allclose(sums.numerator, without.numerator, atol=1e-5 * np.abs(without.numerator).max())
     assert sums.particles.tolist() == [3]
 
@@ -171,7 +171,7 @@ def test_averages_of_many_images_are_their_class():
     for half in range(2):
         rows = np.arange(half, 60, 2)
         sums = classification.empty_sums(scene.prepared, 1)
-        classification.fold(sums, Images(*(column[rows] for column in scene.batch)), np.zeros(30, int), scene.prepared)
+        classification.fold(sums, taken(scene, rows), np.zeros(30, int), scene.prepared)
         halves.append(sums)
     made = classification.averages((halves[0], halves[1]), circle(BOX, DIAMETER, 3), OF)
     for image, truth, curve in zip(made.images, scene.classes, made.frc, strict=True):
