@@ -64,7 +64,7 @@ def rescaled(transforms: NDArray[np.complex64], old_px: int, new_px: int) -> NDA
     that an image of real numbers can have.
     """
     cropped = crop_transform(transforms, old_px, new_px, 2)
-    if new_px % 2 == 0 and new_px < old_px:
+    if new_px % 2 == 0:
         nyquist = new_px // 2
         rows = np.arange(new_px)
         along = np.where(rows <= nyquist, rows, rows - new_px)

@@ -98,8 +98,11 @@ def extract(
         raw = boxes.crop(micrograph, centre_px[batch], boxing.box_px)
         left_out = defects(raw)
         raw[list(left_out)] = 0.0
-        # The grey level stays out of the transforms, where it would cost the digits of what is to be seen.
+        # The grey level stays out of all sums, where it would cost the digits of what is to be seen.
         level = raw.mean(axis=(1, 2), keepdims=True, dtype=np.float64).astype(np.float32)
+        if boxing.background_diameter_px is not None:
+            raw -= level
+            level = np.zeros_like(level)
         transforms = fft.rfft2(raw - level) if any(size != boxing.box_px for size in boxing.sizes_px) else None
         made = []
         for size in boxing.sizes_px:
