@@ -2,7 +2,7 @@
 
 Coordinates (x, y) count from the centre of a micrograph's first pixel. What is done to a box, and in which order, is
 what RELION's extraction does (Scheres, J. Struct. Biol. 180, 2012), so that particles of both programs can be mixed:
-rescaled, a plane subtracted, dust replaced, mean 0 and standard deviation 1 given to the background.
+rescaled, dust replaced, a plane subtracted, mean 0 and standard deviation 1 given to the background.
 """
 
 import math
@@ -86,24 +86,23 @@ def normalise(
 ) -> NDArray[np.bool_]:
     """Give the background of images (N, D, D), in place, mean 0 and standard deviation 1.
 
-    The background is what lies farther than `radius_px` from the box centre. A plane fitted to it is subtracted. Then,
-    if asked for, pixels of the whole image that are so many standard deviations of the background above (white) or
-    below (black) its mean are replaced by noise like the background's, and the mean and deviation measured again.
-    identity: (N,) what the noise is keyed by. Returns (N,) whether the background has a deviation; images without one,
-    or with one that is not finite, are left as they are.
+    The background is what lies farther than `radius_px` from the box centre. First, if asked for, pixels of the whole
+    image that are so many standard deviations of the background above (white) or below (black) its mean are replaced by
+    noise like the background's. Then a plane fitted to the background is subtracted. identity: (N,) what the noise is
+    keyed by. Returns (N,) whether the background has a deviation; images without one, or with one that is not finite,
+    keep their contrast.
     """
     edges = _disc_edges(images.shape[-1], radius_px)
     usable = np.empty(len(images), dtype=bool)
     for number, image in enumerate(images):
-        mean, deviation = _flatten(image, edges)
         if white_dust_sd is not None or black_dust_sd is not None:
+            mean, deviation = _moments(image, edges)
             low = -np.inf if black_dust_sd is None else mean - black_dust_sd * deviation
             high = np.inf if white_dust_sd is None else mean + white_dust_sd * deviation
             dust = np.flatnonzero((image < low) | (image > high))
-            if len(dust):
-                noise = generator(_DUST_SEED, _DUST, int(identity[number])).standard_normal(len(dust))
-                image.flat[dust] = mean + deviation * noise
-                mean, deviation = _moments(image, edges)
+            noise = generator(_DUST_SEED, _DUST, int(identity[number])).standard_normal(len(dust))
+            image.flat[dust] = mean + deviation * noise
+        mean, deviation = _flatten(image, edges)
         usable[number] = 0.0 < deviation < math.inf
         if usable[number]:
             _standardise(image, mean, deviation)
