@@ -1,5 +1,6 @@
 """Particles cut out of micrographs into a store: the job ``extract``."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -376,10 +377,12 @@ def _boxing(options: ExtractOptions, pixel_size_A: float) -> Boxing:
 
 
 def _refuse_empty(path: Path, micrograph: np.ndarray) -> None:
-    finite = np.isfinite(micrograph)
-    if not finite.any():
-        raise InputError(f"{path}: none of its pixels is finite; make the micrograph anew")
-    low, high = micrograph.min(where=finite, initial=np.inf), micrograph.max(where=finite, initial=-np.inf)
+    low, high = float(micrograph.min()), float(micrograph.max())
+    if not math.isfinite(low) or not math.isfinite(high):
+        finite = micrograph[np.isfinite(micrograph)]
+        if not len(finite):
+            raise InputError(f"{path}: none of its pixels is finite; make the micrograph anew")
+        low, high = float(finite.min()), float(finite.max())
     if low == high:
         raise InputError(f"{path}: every pixel is {low:g}; make the micrograph anew")
 

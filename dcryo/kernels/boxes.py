@@ -49,8 +49,8 @@ def crop(micrograph: np.ndarray, centre_px: np.ndarray, box_px: int) -> np.ndarr
             row = micrograph[min(max(low + y, 0), ny - 1)]
             for x in range(start):
                 out[i, y, x] = row[0]
-            for x in range(start, stop):
-                out[i, y, x] = row[left + x]
+            if stop > start:
+                out[i, y, start:stop] = row[left + start : left + stop]
             for x in range(stop, box_px):
                 out[i, y, x] = row[nx - 1]
     return out
@@ -121,7 +121,11 @@ def _disc_edges(box_px: int, radius_px: float) -> NDArray[np.int64]:
     return np.stack([start, np.where(squared < 0, start, stop)], axis=1)
 
 
-@njit(nogil=True, cache=True)
+# Sums may be taken in any order, which lets the compiler add several numbers at once; numbers that are not finite stay.
+_SUMS = {"reassoc", "contract"}
+
+
+@njit(nogil=True, cache=True, fastmath=_SUMS)
 def _flatten(image: np.ndarray, edges: np.ndarray) -> tuple:
     """Subtract the plane a + b x + c y that fits the background best, by least squares, in place; mean and deviation of
     the background then."""
@@ -168,7 +172,7 @@ def _flatten(image: np.ndarray, edges: np.ndarray) -> tuple:
     return _moments(image, edges)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, fastmath=_SUMS)
 def _moments(image: np.ndarray, edges: np.ndarray) -> tuple:
     """Mean and standard deviation of the background."""
     box = image.shape[0]
@@ -187,7 +191,7 @@ def _moments(image: np.ndarray, edges: np.ndarray) -> tuple:
     return mean, math.sqrt(max(squares / n - mean * mean, 0.0))
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, fastmath=_SUMS)
 def _standardise(image: np.ndarray, mean: float, deviation: float) -> None:
     factor = 1.0 / deviation
     for row in range(image.shape[0]):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dcryo.data.stacks import defects
 from dcryo.kernels import boxes, fft
 
-BATCH = 32
+BATCH = 8
 """Boxes that are in memory at once."""
 
 
@@ -99,7 +99,7 @@ def extract(
         left_out = defects(raw)
         raw[list(left_out)] = 0.0
         # The grey level stays out of all sums, where it would cost the digits of what is to be seen.
-        level = raw.mean(axis=(1, 2), keepdims=True, dtype=np.float64).astype(np.float32)
+        level = raw.mean(axis=(1, 2), keepdims=True)
         if boxing.background_diameter_px is not None:
             raw -= level
             level = np.zeros_like(level)
