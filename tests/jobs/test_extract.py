@@ -420,5 +420,7 @@ def test_the_record_and_the_table_say_what_was_done(field: Field) -> None:
     assert record["result"] == {
         "particles": 3 * PER, "left_out": 0, "micrographs": 3, "flagged": 0, "box_px": BOX, "pixel_size_A": PIXEL_A,
     }  # fmt: skip
-    assert (field.folder / "out" / "report.html").is_file()
+    page = (field.folder / "out" / "report.html").read_text()
+    assert "Extracted particles" in page and "Could not be shown" not in page
+    assert "Particles of micrographs from all over the run" in page and "Defocus" in page
     assert read_micrographs(field.picks)["path"].tolist() == field.micrographs(NAMES)["path"].tolist()
