@@ -9,7 +9,7 @@ import pytest
 from tiny import quiet
 
 from dcryo.data import mrc, star
-from dcryo.data.micrographs import write_micrographs
+from dcryo.data.micrographs import read_image, write_micrographs
 from dcryo.data.particles import Micrographs, Particles
 from dcryo.data.star_syntax import Block, write_blocks
 from dcryo.euler import matrix_from_euler
@@ -20,6 +20,28 @@ pytestmark = pytest.mark.skipif(shutil.which("relion_preprocess") is None, reaso
 
 PIXEL_A, BOX_PX, SHAPE = 1.5, 64, (300, 400)
 AGREEMENT = 1e-3
+OPTICS = {
+    "group": np.ones(1), "name": np.array(["opticsGroup1"]), "micrograph_pixel_size_A": np.array([PIXEL_A]),
+    "voltage_kV": np.array([300.0]), "spherical_aberration_mm": np.array([2.7]),
+    "amplitude_contrast": np.array([0.1]),
+}  # fmt: skip
+
+
+def write_picks(folder: Path, coordinate: np.ndarray) -> None:
+    """Tables for both programs of one micrograph, mics/m.mrc, and its picks."""
+    given = {
+        "path": np.array(["mics/m.mrc"]), "optics_row": np.zeros(1), "defocus_u_A": np.array([1e4]),
+        "defocus_v_A": np.array([9e3]), "defocus_angle_deg": np.array([30.0]),
+    }  # fmt: skip
+    write_micrographs(folder / "mics.star", Micrographs(given, OPTICS))
+    columns = {"rlnCoordinateX": coordinate[:, 0], "rlnCoordinateY": coordinate[:, 1]}
+    (folder / "picks" / "mics").mkdir(parents=True)
+    write_blocks(folder / "picks" / "mics" / "m_pick.star", {"": Block(columns)})
+    listed = {
+        "rlnMicrographName": np.array(["mics/m.mrc"]),
+        "rlnMicrographCoordinates": np.array(["picks/mics/m_pick.star"]),
+    }
+    write_blocks(folder / "picks.star", {"coordinate_files": Block(listed)})
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +55,6 @@ def project(tmp_path_factory) -> Path:
     image[150, 160], image[60, 250] = 150.0, -50.0
     (folder / "mics").mkdir()
     mrc.write_map(folder / "mics" / "m.mrc", image[None].astype(np.float32), PIXEL_A)
-    given = {
-        "path": np.array(["mics/m.mrc"]), "optics_row": np.zeros(1), "defocus_u_A": np.array([1e4]),
-        "defocus_v_A": np.array([9e3]), "defocus_angle_deg": np.array([30.0]),
-    }  # fmt: skip
-    optics = {
-        "group": np.ones(1), "name": np.array(["opticsGroup1"]), "micrograph_pixel_size_A": np.array([PIXEL_A]),
-        "voltage_kV": np.array([300.0]), "spherical_aberration_mm": np.array([2.7]),
-        "amplitude_contrast": np.array([0.1]),
-    }  # fmt: skip
-    write_micrographs(folder / "mics.star", Micrographs(given, optics))
     coordinate = np.concatenate(
         [
             random.uniform((33, 33), (366, 266), (20, 2)),
@@ -50,14 +62,7 @@ def project(tmp_path_factory) -> Path:
             [[20.0, 150.0], [380.7, 280.2], [3.2, 4.9], [398.5, 298.5]],
         ]
     )
-    columns = {"rlnCoordinateX": coordinate[:, 0], "rlnCoordinateY": coordinate[:, 1]}
-    (folder / "picks" / "mics").mkdir(parents=True)
-    write_blocks(folder / "picks" / "mics" / "m_pick.star", {"": Block(columns)})
-    listed = {
-        "rlnMicrographName": np.array(["mics/m.mrc"]),
-        "rlnMicrographCoordinates": np.array(["picks/mics/m_pick.star"]),
-    }
-    write_blocks(folder / "picks.star", {"coordinate_files": Block(listed)})
+    write_picks(folder, coordinate)
     rows = np.arange(len(coordinate))
     refined = Particles(
         {
@@ -67,7 +72,7 @@ def project(tmp_path_factory) -> Path:
             "rotation": matrix_from_euler(*random.uniform(0, 180, (3, len(rows)))),
             "defocus_u_A": 1e4 + rows, "defocus_v_A": 9e3 + rows, "defocus_angle_deg": np.full(len(rows), 30.0),
         },
-        optics | {"pixel_size_A": np.array([2 * PIXEL_A]), "box_px": np.array([32])},
+        OPTICS | {"pixel_size_A": np.array([2 * PIXEL_A]), "box_px": np.array([32])},
     )  # fmt: skip
     star.write_particles(folder / "refined.star", refined.take(rows[:20]))
     return folder
@@ -205,3 +210,17 @@ def test_relion_reads_what_is_exported(project: Path) -> None:
     assert made.returncode == 0, made.stdout + made.stderr
     stack = mrc.open_stack(project / "again.mrcs")
     np.testing.assert_allclose(stack.read(np.arange(stack.n)), images, atol=1e-5)
+
+
+def test_a_real_micrograph_agrees(shared_data: Path, tmp_path: Path) -> None:
+    source = sorted((shared_data / "apof_empiar10146" / "avg").glob("*.png"))[0]
+    labels = sorted((shared_data / "apof_empiar10146" / "gt_xy").iterdir())[0]
+    (tmp_path / "mics").mkdir()
+    mrc.write_map(tmp_path / "mics" / "m.mrc", read_image(source)[None], PIXEL_A)
+    x, y = np.loadtxt(labels, ndmin=2).T[:2]
+    write_picks(tmp_path, np.stack([x, y], axis=1))
+    words = ["--scale", 48, "--norm", "--bg_radius", 18, "--invert_contrast"]
+    _, theirs = relions(tmp_path, "real", *words)
+    _, images = ours(tmp_path, "real", scale_px=48, background_diameter_A=36 * BOX_PX / 48 * PIXEL_A)
+    assert len(images) > 20
+    assert disagreement(images, theirs) < AGREEMENT
