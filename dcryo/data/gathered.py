@@ -39,13 +39,13 @@ def gather(
     left_out: list[dict[str, Any]],
     dtype: ImageType,
     source: dict[str, Any],
-    told: Callable[[int], None],
+    progress: Callable[..., None],
 ) -> Store:
     """The store `target` of the images of `parts`, one after the other: made, or as it is where it holds just these.
 
     particles: a row per image, box and pixel size in their optics. left_out, source: see `Writer.finish`. workshop: a
-    directory on the same file system, for what is not whole yet. told: gets the number of images written. RunError
-    where images are missing or damaged, or the disk refuses.
+    directory on the same file system, for what is not whole yet. progress: is told how many
+    images are written. RunError where images are missing or damaged, or the disk refuses.
     """
     settle(target, workshop)
     known = rows_of_micrographs(target)
@@ -67,7 +67,7 @@ def gather(
         origin=origin,
         resume=True,
     )
-    _copy(writer, parts, before, known, told)
+    _copy(writer, parts, before, known, lambda n: progress(f"{target.name}: {n} of {len(particles)} images", end="\r"))
     writer.finish(particles, left_out, source)
     settle(target, workshop)
     return open_store(target)

@@ -153,20 +153,14 @@ def extract(options: ExtractOptions, *, progress: Progress = print) -> ExtractRe
         picks = reader.read()
         done = [item for item in picks.items if item.name in found and not found[item.name].flag]
         particles, left_out = _table(run.path, picks, done, found, progress)
-        stores = []
-        for number, name in enumerate(STORES[: len(options.sizes_px)]):
-            stores.append(
-                gathered.gather(
-                    run.path / name,
-                    run.path / ITEMS,
-                    _parts(run.path, number, done, found),
-                    _with_optics(particles, options, number),
-                    left_out,
-                    options.dtype,
-                    {"file": str(options.picks)},
-                    lambda n, name=name: progress(f"{name}: {n} of {len(particles)} images", end="\r"),  # type: ignore[misc]
-                )
+        stores = [
+            gathered.gather(
+                run.path / name, run.path / ITEMS, _parts(run.path, number, done, found),
+                _with_optics(particles, options, number), left_out, options.dtype, {"file": str(options.picks)},
+                progress,
             )
+            for number, name in enumerate(STORES[: len(options.sizes_px)])
+        ]  # fmt: skip
         star.write_particles(run.path / TABLE, _with_optics(particles, options, 0))
         for item in done:
             for number in range(len(stores)):
@@ -197,6 +191,10 @@ class _Reader:
 
     def check(self) -> None:
         """InputError for what can be known to be wrong before any micrograph is read."""
+        out = self._options.out.resolve()
+        for path in self._paths:
+            if out in path.resolve().parents:
+                raise InputError(f"{path}: lies in {self._options.out}, whose files are this run's own; change --out")
         recentring = {
             "origin_A": self._options.recenter or self._options.recenter_at_A is not None,
             "rotation": self._options.recenter_at_A is not None,

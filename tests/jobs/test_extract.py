@@ -408,6 +408,25 @@ def test_bad_options_are_refused_before_work_starts(field: Field, options: dict,
     assert not (field.folder / "out").exists()
 
 
+def test_what_it_reads_may_not_lie_in_what_it_writes(field: Field) -> None:
+    source = field.write_particles()
+    with pytest.raises(InputError, match="change --out"):
+        extract(ExtractOptions(picks=source, box_px=BOX, out=field.folder, overwrite=True), progress=tiny.quiet)
+    assert source.is_file()
+
+
+def test_a_micrograph_without_a_usable_box_is_no_obstacle(field: Field) -> None:
+    spot = np.full((ACROSS * BOX, ACROSS * BOX), 5.0)
+    spot[BOX // 2, BOX // 2] = 9.0
+    field.write("second", spot)
+    field.write_coordinates("third", np.zeros((0, 2)))
+    result = field.go("out")
+    assert result.store.n == PER and result.left_out == PER and result.flagged == 0
+    assert {entry["reason"] for entry in result.store.quarantined} == {
+        "its background is constant", "constant, every pixel is 5",
+    }  # fmt: skip
+
+
 def test_grey_values_are_kept_where_they_are_not_normalised(field: Field) -> None:
     result = field.go("out", normalise=False, invert=False, dtype="float32", background_diameter_A=None)
     np.testing.assert_array_equal(images_of(result.store)[:PER], np.float32(50.0) - 3.0 * field.images[:PER])
