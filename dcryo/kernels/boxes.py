@@ -6,13 +6,13 @@ rescaled, dust replaced, a plane subtracted, mean 0 and standard deviation 1 giv
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+import scipy.fft
 from numba import njit
 from numpy.typing import NDArray
 
-from dcryo.kernels import fft
-from dcryo.kernels.filters import crop_transform
 from dcryo.kernels.randomness import generator
 
 _DUST_SEED, _DUST = 0, "dust"
@@ -56,25 +56,33 @@ def crop(micrograph: np.ndarray, centre_px: np.ndarray, box_px: int) -> np.ndarr
     return out
 
 
-def rescaled(transforms: NDArray[np.complex64], old_px: int, new_px: int) -> NDArray[np.float32]:
-    """Images (N, new_px, new_px) of half-complex transforms (`fft.rfft2`) of larger ones, their grey values kept.
+def rescaled(images: NDArray[np.float32], sizes_px: Sequence[int]) -> tuple[NDArray[np.float32], ...]:
+    """Images (N, D, D) in fewer pixels over the same field of view, (N, d, d) of each size d < D, grey values kept.
 
-    Unlike `filters.rescale_images` this keeps the Nyquist frequency of an even box, or noise would end before it: of a
+    Unlike `filters.rescale_images` this keeps the Nyquist frequency of an even size, or noise would end before it: of a
     pair of frequencies that fall together there, the one with y positive, as RELION does; of those along x the part
-    that an image of real numbers can have.
+    that an image of real numbers can have. The transform is cropped along x before it goes on along y.
     """
-    cropped = crop_transform(transforms, old_px, new_px, 2)
-    if new_px % 2 == 0:
-        nyquist = new_px // 2
-        rows = np.arange(new_px)
-        along = np.where(rows <= nyquist, rows, rows - new_px)
-        mates = np.where(rows == nyquist, nyquist, -along)
-        cropped[:, nyquist] = transforms[:, nyquist, : nyquist + 1]
-        cropped[:, nyquist, 0].imag = 0.0
-        column = transforms[:, :, nyquist]
-        cropped[:, :, nyquist] = 0.5 * (column[:, along] + np.conj(column[:, mates]))
-    cropped *= np.float32((new_px / old_px) ** 2)
-    return fft.irfft2(cropped, new_px)
+    old_px = images.shape[-1]
+    lines = scipy.fft.rfft(images, axis=2)[:, :, : max(sizes_px) // 2 + 1]
+    transform = scipy.fft.fft(lines, axis=1)
+    made = []
+    for new_px in sizes_px:
+        # 0 to the highest frequency, Nyquist if there is one, and on from the lowest.
+        along_x, below = np.arange(new_px // 2 + 1), np.arange(-((new_px - 1) // 2), 0)
+        along_y = np.concatenate([along_x, below])
+        kept = transform[:, along_y, : new_px // 2 + 1]
+        # What the box centre D // 2 of an odd size is off the middle of its first and last pixel.
+        shift = (old_px // 2) / old_px - (new_px // 2) / new_px
+        if shift != 0.0:
+            kept *= np.exp(2j * np.pi * shift * along_x).astype(np.complex64)
+            kept *= np.exp(2j * np.pi * shift * along_y).astype(np.complex64)[:, None]
+        # Along the last axis the imaginary parts of frequency zero and of Nyquist do not count.
+        lines = scipy.fft.ifft(kept, axis=1, overwrite_x=True)
+        image = scipy.fft.irfft(lines, n=new_px, axis=2, overwrite_x=True)
+        image *= np.float32((new_px / old_px) ** 2)
+        made.append(image)
+    return tuple(made)
 
 
 def normalise(

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcryo.data.stacks import defects
-from dcryo.kernels import boxes, fft
+from dcryo.kernels import boxes
 
 BATCH = 8
 """Boxes that are in memory at once."""
@@ -103,13 +103,11 @@ def extract(
         if boxing.background_diameter_px is not None:
             raw -= level
             level = np.zeros_like(level)
-        transforms = fft.rfft2(raw - level) if any(size != boxing.box_px for size in boxing.sizes_px) else None
+        smaller = [size for size in boxing.sizes_px if size != boxing.box_px]
+        scaled = dict(zip(smaller, boxes.rescaled(raw - level, smaller) if smaller else (), strict=True))
         made = []
         for size in boxing.sizes_px:
-            if size == boxing.box_px or transforms is None:
-                images = raw.copy()
-            else:
-                images = boxes.rescaled(transforms, boxing.box_px, size) + level
+            images = scaled[size] + level if size in scaled else raw.copy()
             left_out |= _finished(images, identity[batch], boxing, left_out)
             made.append(images)
         for images in made:
