@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--micrographs", type=int, default=4)
-    parser.add_argument("--picks", type=int, default=400)
+    parser.add_argument("--picks", type=int, default=1500)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()

@@ -151,7 +151,11 @@ def extract(options: ExtractOptions, *, progress: Progress = print) -> ExtractRe
             lambda found: run.flag(flagged(found | reader.left_aside())), progress,
         )  # fmt: skip
         picks = reader.read()
-        done = [item for item in picks.items if item.name in found and not found[item.name].flag]
+        done = [
+            item
+            for item in picks.items
+            if item.name in found and not found[item.name].flag and not reader.reason_against(item)
+        ]
         particles, left_out = _table(run.path, picks, done, found, progress)
         stores = [
             gathered.gather(
@@ -226,13 +230,14 @@ class _Reader:
 
     def wanted(self) -> list[Picked]:
         """The micrographs to work on."""
-        return [item for item in self.read().items if not self._reason_against(item)]
+        return [item for item in self.read().items if not self.reason_against(item)]
 
     def left_aside(self) -> dict[str, Found]:
         """The others, as found to be flagged."""
-        return {item.name: Found({}, flag=why) for item in self.read().items if (why := self._reason_against(item))}
+        return {item.name: Found({}, flag=why) for item in self.read().items if (why := self.reason_against(item))}
 
-    def _reason_against(self, item: Picked) -> str:
+    def reason_against(self, item: Picked) -> str:
+        """Why a micrograph is not to be worked on, empty where it is."""
         if self._options.watch and not item.source.is_file():
             return f"{item.source}: is not there"  # it may come yet
         return "" if self._options.keep_flagged else item.flag
@@ -249,6 +254,7 @@ def _read_coordinates(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.n
         columns = table.plain_fields(PARTICLE_FIELDS)
         if "coordinate_px" in columns:
             columns.pop("micrograph", None)
+            table.drop(("rlnImageName", "rlnOpticsGroup"))
             return columns, table.rest()
     elif all(len(block) == 0 for block in blocks.values()):
         return {"coordinate_px": np.zeros((0, 2))}, {}  # RELION's way to say that there is nothing
