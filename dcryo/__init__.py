@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dcryo.jobs.ctf import CtfOptions, ctf
     from dcryo.jobs.demo import DemoOptions, demo
     from dcryo.jobs.exchange import ExportOptions, ImportOptions, export_particles, import_particles
+    from dcryo.jobs.extract import ExtractOptions, extract
     from dcryo.jobs.postprocess import FscOptions, fsc_of_maps
     from dcryo.jobs.reconstruct import ReconstructOptions, reconstruct
     from dcryo.jobs.refine import RefineOptions, refine
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from dcryo.report import write_report
 
 __all__ = [
-    "Class2dOptions", "CtfOptions", "DemoOptions", "ExportOptions", "FscOptions", "ImportOptions", "ReconstructOptions",
-    "RefineOptions", "SelectOptions", "SimulateOptions", "class2d", "ctf", "demo", "export_particles", "fsc_of_maps",
-    "import_particles", "open", "reconstruct", "refine", "select_particles", "simulate", "write_report",
+    "Class2dOptions", "CtfOptions", "DemoOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions",
+    "ReconstructOptions", "RefineOptions", "SelectOptions", "SimulateOptions", "class2d", "ctf", "demo",
+    "export_particles", "extract", "fsc_of_maps", "import_particles", "open", "reconstruct", "refine",
+    "select_particles", "simulate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -39,6 +41,8 @@ _HOMES = {
     "export_particles": ("dcryo.jobs.exchange", "export_particles"),
     "ImportOptions": ("dcryo.jobs.exchange", "ImportOptions"),
     "import_particles": ("dcryo.jobs.exchange", "import_particles"),
+    "ExtractOptions": ("dcryo.jobs.extract", "ExtractOptions"),
+    "extract": ("dcryo.jobs.extract", "extract"),
     "FscOptions": ("dcryo.jobs.postprocess", "FscOptions"),
     "fsc_of_maps": ("dcryo.jobs.postprocess", "fsc_of_maps"),
     "ReconstructOptions": ("dcryo.jobs.reconstruct", "ReconstructOptions"),

@@ -56,10 +56,11 @@ class Entry:
 COMMANDS = (
     Entry("demo", "jobs.demo", "DemoOptions", "demo", "Simulate a small data set and refine it."),
     Entry("simulate", "jobs.simulate", "SimulateOptions", "simulate", "Make particles with known truth."),
+    Entry("ctf", "jobs.ctf", "CtfOptions", "ctf", "Fit the CTF of micrographs."),
+    Entry("extract", "jobs.extract", "ExtractOptions", "extract", "Cut particles out of micrographs."),
     Entry("import", "jobs.exchange", "ImportOptions", "import_particles", "Bring particles into a store."),
     Entry("export", "jobs.exchange", "ExportOptions", "export_particles", "Write particles as STAR or .cs."),
     Entry("info", "jobs.exchange", "InfoOptions", "describe", "Say what is in a store, run, map or STAR."),
-    Entry("ctf", "jobs.ctf", "CtfOptions", "ctf", "Fit the CTF of micrographs."),
     Entry("class2d", "jobs.class2d", "Class2dOptions", "class2d", "Group like views and average them."),
     Entry("select", "jobs.select", "SelectOptions", "select_particles", "Keep good classes or particles."),
     Entry("refine", "jobs.refine", "RefineOptions", "refine", "Refine a map and poses, gold standard."),

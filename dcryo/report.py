@@ -22,7 +22,7 @@ from dcryo.data import mrc, star
 from dcryo.data.atomic import replacing
 from dcryo.data.classes import CLASSES, TABLE, read_class_table
 from dcryo.data.curves import read_curves
-from dcryo.data.items import ITEMS
+from dcryo.data.items import ITEMS, arrays_of
 from dcryo.data.particles import Particles
 from dcryo.data.run import Run
 from dcryo.data.store import is_store, open_store
@@ -37,6 +37,7 @@ TITLES = {
     "reconstruct": "Reconstruction from given poses",
     "simulate": "Simulation",
     "import": "Import of particles",
+    "extract": "Extracted particles",
     "demo": "Demonstration",
     "fsc": "Fourier shell correlation of two maps",
     "class2d": "2D classification",
@@ -356,12 +357,24 @@ def _images(source: Source) -> Section | None:
     elif stack.is_file():
         opened = mrc.open_stack(stack)
         images, name = opened.read(np.arange(min(opened.readable, IMAGES_SHOWN))), stack.name
+    elif len(examples := _examples(source)):
+        words = "Particles of micrographs from all over the run."
+        return Section("Images", figures.images(examples), words, wide=True)
     else:
         return None
     if len(images) == 0:
         return None
     words = f"The first {len(images)} of {name}, as they are."
     return Section("Images", figures.images(images), words, wide=True)
+
+
+def _examples(source: Source) -> np.ndarray:
+    """Images that were kept as examples of micrographs spread over the run, (n, D, D); empty where there are none."""
+    names = [path.stem for path in sorted((source.path / ITEMS).glob("*.npz"))]
+    spread = sorted({round(place) for place in np.linspace(0, len(names) - 1, min(len(names), IMAGES_SHOWN)).tolist()})
+    kept = [found for place in spread if (found := arrays_of(source.path, names[place]).get("examples")) is not None]
+    images = [of_one[turn] for turn in range(IMAGES_SHOWN) for of_one in kept if turn < len(of_one)]
+    return np.stack(images[:IMAGES_SHOWN]).astype(np.float32) if images else np.empty((0, 0, 0))
 
 
 def _orientations(source: Source) -> Section | None:
