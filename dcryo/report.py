@@ -45,7 +45,6 @@ TITLES = {
     "motion": "Motion correction",
     "ctf": "CTF estimation",
     "pick": "Particle picking",
-    "extract": "Extraction of particles",
 }
 UNITS = {"A": "Å", "A2": "Å²", "deg": "°", "px": "px", "s": "s", "kV": "kV", "mm": "mm", "mrad": "mrad"}
 
