@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
     from pydantic.fields import FieldInfo
 
-UNITS = frozenset({"A", "A2", "px", "deg", "mm", "kV", "mrad", "gb", "s"})
+UNITS = ("e_A2", "A", "A2", "px", "deg", "mm", "kV", "mrad", "gb", "s")
 """Units that end an option's name in Python; on the command line they stand for its value instead."""
 
 STATUS_INTERVAL_S = 30.0
@@ -59,6 +59,7 @@ COMMANDS = (
     Entry("import", "jobs.exchange", "ImportOptions", "import_particles", "Bring particles into a store."),
     Entry("export", "jobs.exchange", "ExportOptions", "export_particles", "Write particles as STAR or .cs."),
     Entry("info", "jobs.exchange", "InfoOptions", "describe", "Say what is in a store, run, map or STAR."),
+    Entry("motion", "jobs.motion", "MotionOptions", "motion", "Movies to micrographs, their motion corrected."),
     Entry("refine", "jobs.refine", "RefineOptions", "refine", "Refine a map and poses, gold standard."),
     Entry("reconstruct", "jobs.reconstruct", "ReconstructOptions", "reconstruct", "Maps from given poses."),
     Entry("fsc", "jobs.postprocess", "FscOptions", "fsc_of_maps", "Fourier shell correlation of two maps."),
@@ -191,8 +192,13 @@ click.version_option(__version__, prog_name="dcryo", message="%(prog)s %(version
 
 def option_name(field: str) -> str:
     """The command line's name of an options field: ``mask_diameter_A`` is ``--mask-diameter`` (A)."""
-    stem, _, unit = field.rpartition("_")
-    return "--" + (stem if stem and unit in UNITS else field).replace("_", "-")
+    unit = _unit(field)
+    return "--" + (field.removesuffix(f"_{unit}") if unit else field).replace("_", "-")
+
+
+def _unit(field: str) -> str:
+    """The unit at the end of an options field's name, empty where it has none."""
+    return next((unit for unit in UNITS if field.endswith(f"_{unit}") and len(field) > len(unit) + 1), "")
 
 
 def _shared_fields() -> set[str]:
@@ -232,8 +238,7 @@ def _parameter(name: str, field: "FieldInfo") -> click.Parameter:
     if annotation is bool:
         words = f"{flag}/--no-{flag[2:]}" if field.default else flag
         return click.Option([words, name], is_flag=True, default=bool(field.default), **settings)
-    unit = name.rpartition("_")[2]
-    if unit in UNITS and flag != "--" + name.replace("_", "-"):
+    if unit := _unit(name):
         settings["metavar"] = unit
     if several and kind in (int, float):
         return click.Option([flag, name], type=_Numbers(kind), multiple=True, **settings)

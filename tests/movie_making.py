@@ -104,8 +104,18 @@ def _shown(spline, ny, nx, margin, shift, model, t):
             u, v = i - moved[0] + margin, j - moved[1] + margin
             iu, iv = int(np.floor(u)), int(np.floor(v))
             fu, fv = u - iu, v - iv
-            wu = ((1 - fu) ** 3 / 6, (4 - 6 * fu**2 + 3 * fu**3) / 6, (1 + 3 * fu + 3 * fu**2 - 3 * fu**3) / 6, fu**3 / 6)
-            wv = ((1 - fv) ** 3 / 6, (4 - 6 * fv**2 + 3 * fv**3) / 6, (1 + 3 * fv + 3 * fv**2 - 3 * fv**3) / 6, fv**3 / 6)
+            wu = (
+                (1 - fu) ** 3 / 6,
+                (4 - 6 * fu**2 + 3 * fu**3) / 6,
+                (1 + 3 * fu + 3 * fu**2 - 3 * fu**3) / 6,
+                fu**3 / 6,
+            )
+            wv = (
+                (1 - fv) ** 3 / 6,
+                (4 - 6 * fv**2 + 3 * fv**3) / 6,
+                (1 + 3 * fv + 3 * fv**2 - 3 * fv**3) / 6,
+                fv**3 / 6,
+            )
             total = 0.0
             for b in range(4):
                 for a in range(4):

@@ -112,7 +112,9 @@ def read_motion(path: str | Path) -> MotionFile:
     numbers = _numbers(path, table, "rlnMicrographFrameNumber", int)
     outside = numbers[(numbers < 1) | (numbers > n)]
     if len(outside):
-        raise InputError(f"{path}: _rlnMicrographFrameNumber is {outside[0]}; expected 1 to {n}, the frames of the movie")
+        raise InputError(
+            f"{path}: _rlnMicrographFrameNumber is {outside[0]}; expected 1 to {n}, the frames of the movie"
+        )
     frame_px = np.full((int(n), 2), np.nan)
     for column, axis in enumerate("XY"):
         frame_px[numbers - 1, column] = _numbers(path, table, f"rlnMicrographShift{axis}", float)
@@ -140,5 +142,7 @@ def _numbers(path: str | Path, columns: dict[str, np.ndarray], label: str, kind:
     except ValueError:
         raise InputError(f"{path}: _{label} is not a number in every row; correct it") from None
     if not np.isfinite(values).all() or (kind is int and (values != np.rint(values)).any()):
-        raise InputError(f"{path}: _{label} has values that are not {'whole' if kind is int else 'finite'}; correct them")
+        raise InputError(
+            f"{path}: _{label} has values that are not {'whole' if kind is int else 'finite'}; correct them"
+        )
     return values.astype(np.int64) if kind is int else values

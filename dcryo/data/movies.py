@@ -118,7 +118,9 @@ def _open_tiff(path: Path) -> Movie:
         with tifffile.TiffFile(path) as file:
             for number, page in enumerate(file.pages, 1):
                 if page.shape != shape:
-                    raise InputError(f"{path}: frame {number} has shape {page.shape}; expected that of the first, {shape}")
+                    raise InputError(
+                        f"{path}: frame {number} has shape {page.shape}; expected that of the first, {shape}"
+                    )
                 yield np.ascontiguousarray(page.asarray(maxworkers=1)[::-1])
 
     return Movie(path, shape, n, pixel_size, read)
@@ -243,7 +245,9 @@ def read_movies(path: str | Path) -> Micrographs:
     blocks = star_syntax.parse(path)
     names = [name for name, block in blocks.items() if name != "optics" and _NAME in block.columns and block.is_loop]
     if not names or "optics" not in blocks:
-        raise InputError(f"{path}: has no data_optics, or no table with _{_NAME}; expected movies as RELION imports them")
+        raise InputError(
+            f"{path}: has no data_optics, or no table with _{_NAME}; expected movies as RELION imports them"
+        )
     table = Table(f"{path}, data_{names[0]}", blocks[names[0]])
     if not len(table):
         raise InputError(f"{table.where}: has no rows; expected at least one movie")

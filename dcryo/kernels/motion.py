@@ -49,9 +49,7 @@ def time_terms(frames: int) -> NDArray[np.float64]:
     return np.arange(frames, dtype=np.float64)[:, None] ** np.arange(1, TIME_TERMS + 1)
 
 
-def local_shift_px(
-    coefficients: NDArray[np.float64], place: NDArray[np.float64], frames: int
-) -> NDArray[np.float64]:
+def local_shift_px(coefficients: NDArray[np.float64], place: NDArray[np.float64], frames: int) -> NDArray[np.float64]:
     """Shifts of a local model, coefficients (2, 18) for x and y, at places (..., 2) -> (..., frames, 2)."""
     model = coefficients.reshape(2, SPACE_TERMS, TIME_TERMS)
     return np.einsum("...s,ft,ast->...fa", space_terms(place), time_terms(frames), model)
@@ -420,7 +418,7 @@ def _judged(coarse: Patches, middle: Patches, plain: Motion, fold: int) -> list[
         motion = replace(motion, terms=terms)
         if terms:
             motion = climb(coarse, motion, 2, used)[0]
-            motion = climb(middle, motion, 2, used)[0]
+        motion = climb(middle, motion, 2, used)[0]
         found = climb(middle, motion, 2, used, ~used)[1]
         scores.append(np.stack([one.value[~used] for one in found]))
     return scores

@@ -317,5 +317,3 @@ def preview(micrograph: NDArray[np.float32], pixel_size_A: float) -> NDArray[np.
     shown = scipy.fft.irfft2(transform, small.shape)
     deviation = float(shown.std())
     return (shown / deviation if deviation > 0 else shown).astype(np.float16)
-
-
