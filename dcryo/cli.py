@@ -232,7 +232,8 @@ def _parameter(name: str, field: "FieldInfo") -> click.Parameter:
         return click.Argument([name], type=kind, nargs=-1 if several else 1, required=field.is_required())
     described = field.description or ""
     if field.default not in (None, ()) and not field.is_required() and annotation is not bool:
-        described += f" (default: {field.default})"
+        default = ",".join(map(str, field.default)) if several else field.default
+        described += f" (default: {default})"
     settings: dict[str, Any] = {"help": described, "required": field.is_required()}
     flag = option_name(name)
     if annotation is bool:

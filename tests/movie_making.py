@@ -1,7 +1,7 @@
 """Movies of a specimen that moves, with known truth: what the tests of motion correction look at.
 
-Frames hold whole electrons, Poisson distributed about a specimen of particles in vitreous ice under a CTF. Positions are
-(x, y) in pixels; a track says where the specimen is relative to the first frame.
+Frames hold whole electrons, Poisson distributed about a specimen of particles in vitreous ice under a CTF. Positions
+are (x, y) in pixels; a track says where the specimen is relative to the first frame.
 """
 
 from dataclasses import dataclass
@@ -85,6 +85,12 @@ def make_movie(
         shown = _shown(spline, ny, nx, margin, shift, model.reshape(2, 6, 3), frame)
         out[frame] = np.minimum(rng.poisson(electrons_px * np.maximum(1.0 + shown, 0)), 255)
     return Truth(out, wide[margin:-margin, margin:-margin], tracks - tracks[0], model)
+
+
+@njit(cache=True)
+def _weights(f):
+    """Of the four cubic B splines about a point, a fraction f past the second."""
+    return (1 - f) ** 3 / 6, (4 - 6 * f**2 + 3 * f**3) / 6, (1 + 3 * f + 3 * f**2 - 3 * f**3) / 6, f**3 / 6
 
 
 @njit(cache=True)

@@ -6,6 +6,7 @@ Shifts bring a frame onto the first and are in pixels of the movie, whatever the
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +21,8 @@ _POLYNOMIAL = 1
 
 @dataclass(frozen=True)
 class MotionFile:
-    """shape_px: (nx, ny) and frames of the movie; binning: of the micrograph; frame_px: (F, 2), nan for a frame that was
-    not used; coefficients: (2, 18) or None where there is no local model; hot_px: (N, 2) x and y from 0.
+    """shape_px: (nx, ny) of the movie; binning: of the micrograph; frame_px: (F, 2), nan for a frame that was not used;
+    coefficients: (2, 18) or None where there is no local model; hot_px: (N, 2) x and y from 0.
 
     dose_e_A2: of a frame; first_frame: from 1. Numbers that a file does not have are 0, texts empty.
     """
@@ -62,8 +63,10 @@ def write_motion(path: str | Path, motion: MotionFile) -> None:
     """Write the motion as RELION 3.1 does, so that it reads it."""
     nx, ny = motion.shape_px
     general: dict[str, np.ndarray] = {
-        "rlnImageSizeX": np.array([nx]), "rlnImageSizeY": np.array([ny]), "rlnImageSizeZ": np.array([len(motion.frame_px)])
-    }  # fmt: skip
+        "rlnImageSizeX": np.array([nx]),
+        "rlnImageSizeY": np.array([ny]),
+        "rlnImageSizeZ": np.array([len(motion.frame_px)]),
+    }
     for name, label, _ in _GENERAL:
         value = getattr(motion, name)
         if value or name not in _OPTIONAL:
@@ -99,7 +102,7 @@ def read_motion(path: str | Path) -> MotionFile:
             raise InputError(f"{path}: has no data_{name}; expected a movie's motion as RELION writes it")
     general = blocks["general"].columns
     nx, ny, n = (_numbers(path, general, f"rlnImageSize{axis}", int)[0] for axis in "XYZ")
-    values = {
+    values: dict[str, Any] = {
         name: str(general[label][0]) if kind is str else kind(_numbers(path, general, label, kind)[0])
         for name, label, kind in _GENERAL
         if label in general
@@ -124,9 +127,8 @@ def read_motion(path: str | Path) -> MotionFile:
         which = _numbers(path, model, "rlnMotionModelCoeffsIdx", int)
         if not np.array_equal(np.sort(which), np.arange(_COEFFICIENTS)):
             raise InputError(f"{path}: data_local_motion_model has coefficients {which.tolist()}; expected 0 to 35")
-        coefficients = np.empty(_COEFFICIENTS)
-        coefficients[which] = _numbers(path, model, "rlnMotionModelCoeff", float)
-        coefficients = coefficients.reshape(2, -1)
+        coefficients = np.empty((2, _COEFFICIENTS // 2))
+        coefficients.flat[which] = _numbers(path, model, "rlnMotionModelCoeff", float)
     hot = np.empty((0, 2))
     if "hot_pixels" in blocks:
         columns = blocks["hot_pixels"].columns

@@ -7,7 +7,9 @@ TIFF's first row is the last here, an EER's is the first, as RELION takes them. 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import imagecodecs
 import numpy as np
 import tifffile
 from mrcfile.dtypes import HEADER_DTYPE
@@ -21,6 +23,8 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 MRC_SUFFIXES = (".mrc", ".mrcs", ".st")
 SUFFIXES = (*MRC_SUFFIXES, *TIFF_SUFFIXES, ".eer")
 _NAME = "rlnMicrographMovieName"
+_EER_BITS = {65000: (8, 2, 2), 65001: (7, 2, 2)}
+"""Of the pixels passed over, and of the place across and along a pixel, by the number of the compression."""
 _FOUR_BIT_MODE = 101
 _PLAUSIBLE_A = (0.05, 20.0)
 """A pixel size outside of this, in a TIFF's tags, is that of a screen or a printer."""
@@ -28,8 +32,8 @@ _PLAUSIBLE_A = (0.05, 20.0)
 
 @dataclass(frozen=True)
 class Movie:
-    """An open movie. shape: (ny, nx); n: number of frames; pixel_size_A: 0.0 where the file does not say; remark: what a
-    reader should know, such as frames that were dropped."""
+    """An open movie. shape: (ny, nx); n: number of frames; pixel_size_A: 0.0 where the file does not say; remark: what
+    a reader should know, such as frames that were dropped."""
 
     path: Path
     shape: tuple[int, int]
@@ -55,8 +59,9 @@ class Movie:
 def open_movie(path: str | Path, eer_fraction: int | None = None) -> Movie:
     """Open a movie by its ending.
 
-    eer_fraction: raw frames of an EER file that make one frame; those left over at the end are dropped. Raises InputError
-    where the file is no movie, holds fewer frames than its header says, or is an EER file and the fraction is not given.
+    eer_fraction: raw frames of an EER file that make one frame; those left over at the end are dropped. Raises
+    InputError where the file is no movie, holds fewer frames than its header says, or is an EER file and the fraction
+    is not given.
     """
     path = Path(path)
     kind = path.suffix.lower()
@@ -118,9 +123,7 @@ def _open_tiff(path: Path) -> Movie:
         with tifffile.TiffFile(path) as file:
             for number, page in enumerate(file.pages, 1):
                 if page.shape != shape:
-                    raise InputError(
-                        f"{path}: frame {number} has shape {page.shape}; expected that of the first, {shape}"
-                    )
+                    raise InputError(f"{path}: frame {number} has shape {page.shape}, the first {shape}; take it out")
                 yield np.ascontiguousarray(page.asarray(maxworkers=1)[::-1])
 
     return Movie(path, shape, n, pixel_size, read)
@@ -144,7 +147,7 @@ def _open_eer(path: Path, fraction: int | None) -> Movie:
         shape = (int(first.shape[0]), int(first.shape[1]))
         if not 65000 <= int(first.compression) <= 65002:
             raise InputError(f"{path}: is not compressed as EER files are; expected raw frames of an electron counter")
-        known = file.eer_metadata if file.is_eer else None
+        known = file.eer_metadata
     n = raw // fraction
     if not n:
         raise InputError(f"{path}: has {raw} raw frames, fewer than one frame of {fraction}; lower --eer-fraction")
@@ -154,12 +157,28 @@ def _open_eer(path: Path, fraction: int | None) -> Movie:
             for frame in range(n):
                 counts = np.zeros(shape, np.uint8 if fraction < 256 else np.uint16)
                 for number in range(frame * fraction, (frame + 1) * fraction):
-                    counts += file.pages[number].asarray(maxworkers=1).astype(bool)
+                    counts += _electrons(file, file.pages[number], shape)
                 yield counts
 
     left = raw - n * fraction
     remark = f"the last {left} of {raw} raw frames make no whole frame of {fraction} and are dropped" if left else ""
     return Movie(path, shape, n, _eer_pixel_size_A(known), read, remark)
+
+
+def _electrons(file: tifffile.TiffFile, page: Any, shape: tuple[int, int]) -> np.ndarray:
+    """Where electrons were counted in a raw frame, (ny, nx) of 0 and 1; where within a pixel is not used."""
+    data = bytearray()
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        file.filehandle.seek(offset)
+        data += file.filehandle.read(count)
+    if len(data) < sum(page.databytecounts):
+        raise ValueError("the file ends within a raw frame")
+    # The decoder reads words, and stops before an event that its last bits might be cut off of.
+    data += bytes(4 + len(data) % 2)
+    skip, across, along = _EER_BITS.get(int(page.compression)) or (
+        int(page.tags.valueof(tag, usual)) for tag, usual in ((65007, 7), (65008, 2), (65009, 2))
+    )
+    return imagecodecs.eer_decode(bytes(data), shape, skip, across, along).view(np.uint8)
 
 
 def _eer_pixel_size_A(known: object) -> float:
@@ -177,9 +196,9 @@ def is_eer(path: str | Path) -> bool:
 def read_gain(path: str | Path, for_eer: bool) -> np.ndarray:
     """A gain reference (ny, nx) float32 that frames are multiplied by; 0 marks a dead pixel.
 
-    A `.gain` file, which is a TIFF in the order of EER files, multiplies; any other (MRC, TIFF) multiplies frames of MRC
-    and TIFF movies and divides those of EER movies. Raises InputError where it cannot be read, or a value is not finite
-    or below 0.
+    A `.gain` file, which is a TIFF in the order of EER files, multiplies; any other (MRC, TIFF) multiplies frames of
+    MRC and TIFF movies and divides those of EER movies. Raises InputError where it cannot be read, or a value is not
+    finite or below 0.
     """
     path = Path(path)
     if path.suffix.lower() == ".gain":
@@ -238,16 +257,14 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def read_movies(path: str | Path) -> Micrographs:
-    """The movies of a STAR file that RELION's import wrote: `path` and `movie_path` are the movie's, optics its groups'.
+    """The movies of a STAR file that RELION's import wrote: `path` and `movie_path` are the movie's.
 
     Raises InputError where no table has the column rlnMicrographMovieName, there are no optics, or no rows.
     """
     blocks = star_syntax.parse(path)
     names = [name for name, block in blocks.items() if name != "optics" and _NAME in block.columns and block.is_loop]
     if not names or "optics" not in blocks:
-        raise InputError(
-            f"{path}: has no data_optics, or no table with _{_NAME}; expected movies as RELION imports them"
-        )
+        raise InputError(f"{path}: has no data_optics, or no table with _{_NAME}; expected a STAR file of movies")
     table = Table(f"{path}, data_{names[0]}", blocks[names[0]])
     if not len(table):
         raise InputError(f"{table.where}: has no rows; expected at least one movie")

@@ -35,7 +35,7 @@ class MotionOptions(OutOptions, ClusterOptions, WatchOptions):
     """
 
     movies: tuple[str, ...] = argument(
-        "movies (MRC, TIFF, EER), directories of them, patterns such as 'raw/*.tif', or one STAR file of RELION's import"
+        "movies (MRC, TIFF, EER), directories of them, patterns such as 'raw/*.tif', or RELION's movies.star"
     )
     gain: Path | None = Field(None, description="gain reference (MRC, TIFF, .gain); 0 marks a dead pixel")
     gain_rotate: int = Field(0, ge=0, le=3, description="quarter turns of the gain, clockwise, as in RELION")
@@ -52,13 +52,11 @@ class MotionOptions(OutOptions, ClusterOptions, WatchOptions):
     frames: int | None = Field(None, gt=1, description="frames of a movie (default: what most of the first have)")
     eer_fraction: int | None = Field(None, gt=0, description="raw frames of EER movies that make one frame")
     bin: float = Field(1.0, ge=1, le=8, description="how much larger the micrographs' pixels are than the movies'")
-    patches: tuple[int, ...] = Field((5,), description="patches along a side, or along x and y, as in 5 or 7,5")
+    patches: tuple[int, ...] = Field((5, 5), description="patches along a side, or along x and y, as in 5 or 7,5")
     bfactor_A2: float = Field(150.0, ge=0, description="B factor that correlations are weighted by")
     dose_weighting: bool = Field(True, description="weight the frames by the damage done")
     save_unweighted: bool = Field(False, description="also write NAME_noDW.mrc, the sum without weights")
-    save_odd_even: bool = Field(
-        False, description="also write NAME_odd.mrc and NAME_even.mrc, sums of every other frame"
-    )
+    save_odd_even: bool = Field(False, description="also write NAME_odd.mrc and NAME_even.mrc, of every other frame")
     dtype: Literal["float32", "float16"] = Field("float32", description="number type of the micrographs")
 
 
@@ -197,15 +195,11 @@ class _Source:
     def _from_star(self, names: np.ndarray) -> Micrographs:
         assert self._star is not None
         options, table = self._options, movies.read_movies(self._star)
-        given = [name for name in _DEFAULTS if getattr(options, name) is not None]
-        if given or options.pixel_size_A is not None:
-            raise InputError(
-                f"{self._star}: has its own optics; correct them there in place of giving {given or 'a size'}"
-            )
+        given = ", ".join(name for name in ("pixel_size_A", *_DEFAULTS) if getattr(options, name) is not None)
+        if given:
+            raise InputError(f"{self._star}: has its own optics; correct them there, and give none ({given})")
         if "micrograph_original_pixel_size_A" not in table.optics or "voltage_kV" not in table.optics:
-            raise InputError(
-                f"{self._star}: data_optics lacks _rlnMicrographOriginalPixelSize or _rlnVoltage; add them"
-            )
+            raise InputError(f"{self._star}: data_optics lacks rlnMicrographOriginalPixelSize or rlnVoltage; add them")
         return table.replace(path=names, movie_path=names)
 
     def _optics_of_files(self, paths: Sequence[Path]) -> dict[str, np.ndarray]:
@@ -295,8 +289,8 @@ def correct_movie(item: MovieItem, work: _Work) -> Found:
         gain = movies.read_gain(work.gain_path, movies.is_eer(movie.path))
         if gain.shape != movie.shape:
             raise InputError(
-                f"{movie.path}: has frames of {_size(movie.shape)} pixels, the gain {work.gain_path} {_size(gain.shape)}; "
-                "give the gain of this detector, turned as the frames are (--gain-rotate)"
+                f"{movie.path}: has frames of {_size(movie.shape)} pixels, the gain {work.gain_path} "
+                f"{_size(gain.shape)}; give the gain of this detector, turned as the frames are (--gain-rotate)"
             )
     defects = None if options.defects is None else movies.read_defects(options.defects, movie.shape)
     settings = work.settings(item)
@@ -340,13 +334,14 @@ def _found(item: MovieItem, work: _Work, movie: movies.Movie, done: Corrected) -
     total = float(steps_A.sum())
     name = item.name
     values: dict[str, Any] = {
-        "path": str(work.out / f"{name}.mrc"), "movie_path": str(item.source), "motion_path": str(work.out / f"{name}.star"),
+        "path": str(work.out / f"{name}.mrc"),
+        "movie_path": str(item.source), "motion_path": str(work.out / f"{name}.star"),
         "motion_total_A": total, "motion_early_A": early, "motion_late_A": total - early, "frames": movie.n,
         "hot_pixels": len(done.hot_px), "shape_px": list(reversed(done.micrograph.shape)),
         "pixel_size_A": done.pixel_size_A, "local_model_terms": len(done.motion.terms), "remark": movie.remark,
     }  # fmt: skip
-    place = (done.patch_centre_px + 0.5) / np.array(movie.shape[::-1]) - 0.5
-    arrays = {
+    place = done.patch_centre_px / np.array(movie.shape[::-1]) - 0.5
+    arrays: dict[str, np.ndarray] = {
         "preview": step.preview(done.micrograph, done.pixel_size_A),
         "track_px": track.astype(np.float32),
         "patch_centre_px": done.patch_centre_px.astype(np.float32),

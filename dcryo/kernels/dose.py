@@ -1,4 +1,4 @@
-"""Weights of a movie's frames by the damage that the electrons have done (Grant and Grigorieff, eLife 4, e06980, 2015)."""
+"""Weights of a movie's frames by the damage that electrons have done (Grant and Grigorieff, eLife 4, e06980, 2015)."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray

@@ -1,4 +1,4 @@
-"""How a specimen moves between the frames of a movie, found by the correlation of each frame with the sum of the others.
+"""How a specimen moves between the frames of a movie: by the correlation of each frame with the sum of the others.
 
 A shift (x, y) in pixels is the one that brings a frame onto the first, as in RELION's files: the specimen has moved by
 minus the shift. The shift of the frame t (from 0) at a place (x, y), from -0.5 to 0.5 across the frame, is that of the
@@ -9,7 +9,7 @@ whole frame and a polynomial,
 (Zheng et al., Nat. Methods 14, 331, 2017; order and place as in RELION's STAR files).
 
 Correlations are sums over a band of the half plane of Fourier space. Patches of the frames are kept as such bands, cut
-out where the shifts known before, to whole pixels, say. With G_f a frame's band moved by its shift, what is maximised is
+out where the shifts known before, to whole pixels, say. With G_f a frame's band moved by its shift, it maximises
 
     sum over patches and pairs of frames f < g of Re sum over k of w(k) conj(G_f) G_g
 
@@ -184,8 +184,8 @@ class Correlation:
 def correlation(
     band: Band, data: NDArray[np.float32], shift_px: NDArray[np.float64], in_sum: NDArray[np.bool_]
 ) -> Correlation:
-    """Correlations of the frames of a patch, data (F, 2, K), moved by shifts (F, 2), with the sum of those `in_sum` (F,)
-    but themselves."""
+    """Correlations of the frames of a patch, data (F, 2, K), moved by shifts (F, 2), with the sum of those `in_sum`
+    (F,) but themselves."""
     ny, nx = band.shape
     sums = np.zeros((len(data), 6))
     x_count = int((band.first + np.diff(band.start)).max())
@@ -390,9 +390,9 @@ def fit(patches: Patches, frame_px: NDArray[np.float64], bfactor_A2: float) -> t
     A model has to predict frames that it was not fitted to: in turn every third frame is left out of the fit and of the
     sums, and then compared with the sum of the others, with the model and with none; a shift of the whole frame is free
     in both. The gain is the mean over patches and left out frames of what the model adds to the correlation, over its
-    standard error. A richer model is taken where it gains upon the one before it: a fit to two thirds of the frames that
-    predicts the others as well is better than none when it is made of all of them, and one that finds nothing but noise
-    loses two to five standard errors.
+    standard error. A richer model is taken where it gains upon the one before it: a fit to two thirds of the frames
+    that predicts the others as well is better than none when it is made of all of them, and one that finds nothing but
+    noise loses two to five standard errors.
     """
     coarse = narrowed(patches, _COARSE_FINEST_A, _COARSE * bfactor_A2)
     plain = Motion(frame_px, np.zeros((2, COEFFICIENTS)))

@@ -35,7 +35,7 @@ def tiling_of(shape: tuple[int, int]) -> Tiling:
     starts = [np.arange(-before, side - _EMPTY_PX, _STEP_PX) for side in shape]
     starts = [start[start + _EMPTY_PX < side] for start, side in zip(starts, shape, strict=True)]
     corner = np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, 2)
-    return Tiling(shape, corner, corner[:, ::-1] + (TILE_PX - 1) / 2.0)
+    return Tiling(shape, corner, corner[:, ::-1].astype(np.float64) + (TILE_PX - 1) / 2.0)
 
 
 def window() -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """What is done to one movie: its frames aligned, weighted by dose and summed.
 
-The frames are asked for twice, one by one: to find bad pixels and the motion, and to sum them. In between there are only
-frames that are binned, to pixels of about 2 A, which is all that an alignment needs.
+The frames are asked for twice, one by one: to find bad pixels and the motion, and to sum them. In between there are
+only frames that are binned, to pixels of about 2 A, which is all that an alignment needs.
 """
 
 from collections.abc import Callable, Iterable
@@ -37,8 +37,9 @@ _PREVIEW_PX, _PREVIEW_A = 400, 20.0
 class MovieSettings:
     """How a movie is corrected.
 
-    key: names the movie, and with it its random numbers. bin: factor of the micrograph's pixel size. patches: along x and
-    y. exposure_e_A2: of a frame, None where there are no weights. unweighted, odd_even: whether these sums are made too.
+    key: names the movie, and with it its random numbers. bin: factor of the micrograph's pixel size. patches: along x
+    and y. exposure_e_A2: of a frame, None where there are no weights. unweighted, odd_even: whether these sums are made
+    too.
     """
 
     key: str
@@ -58,10 +59,10 @@ class MovieSettings:
 class Corrected:
     """A micrograph (ny, nx) and what was found on the way to it.
 
-    unweighted; odd, even: sums of the frames 1, 3, ... and 2, 4, ..., weighted as the micrograph, which is their sum; None
-    where they were not asked for. motion: in pixels of the movie, None of it 0 but the first frame's. patch_centre_px:
-    (P, 2), of the movie; patch_measured_px: (P, F, 2), shifts without the whole frames'. hot_px: (N, 2), x and y from 0.
-    gains: what the local models gained (`kernels.motion.fit`).
+    unweighted; odd, even: sums of the frames 1, 3, ... and 2, 4, ..., weighted as the micrograph, which is their sum;
+    None where they were not asked for. motion: in pixels of the movie. patch_centre_px: (P, 2), of the movie;
+    patch_measured_px: (P, F, 2), shifts without the whole frames'. hot_px: (N, 2), x and y from 0. gains: what the
+    local models gained (`kernels.motion.fit`). pixel_size_A: of the micrograph.
     """
 
     micrograph: NDArray[np.float32]
@@ -91,15 +92,17 @@ def correct(
     transform. Raises InputError where all pixels are bad, or a frame has another shape.
     """
     factor = max(1, int(_ALIGNED_PX_A / settings.pixel_size_A))
-    known = np.zeros(shape, bool) if defects is None else defects.copy()
+    known: np.ndarray = np.zeros(shape, bool) if defects is None else defects
     if gain is not None:
-        known |= gain == 0
+        known = known | (gain == 0)
     total, binned = _read_through(frames, count, shape, gain, factor)
     hot = hot_pixels(total, known)
-    bad = known | hot
+    bad = np.asarray(known | hot)
     if bad.all():
         raise InputError("all pixels are bad by gain and defects; expected at least some that are good")
     electrons = float(total[~bad].mean(dtype=np.float64)) / count
+    if not np.isfinite(electrons) or not np.ptp(total[~bad]) > 0:
+        raise InputError("the frames' sum is not finite, or the same everywhere; expected images, take the movie out")
     _repair_binned(binned, bad, factor, settings.key)
     found, patches, measured, gains = _align(binned, factor, shape, electrons, settings)
     del binned
@@ -139,7 +142,7 @@ def _plain(frame: np.ndarray) -> np.ndarray:
 def _repair_binned(binned: NDArray[np.float32], bad: NDArray[np.bool_], factor: int, key: str) -> None:
     """Give binned pixels that hold a bad one the value of a neighbour."""
     _, ny, nx = binned.shape
-    held = bad[: ny * factor, : nx * factor].reshape(ny, factor, nx, factor).any(axis=(1, 3))
+    held: np.ndarray = np.any(bad[: ny * factor, : nx * factor].reshape(ny, factor, nx, factor), axis=(1, 3))
     if held.all():
         return
     neighbours = good_neighbours(held)
