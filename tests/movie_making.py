@@ -128,3 +128,29 @@ def _shown(spline, ny, nx, margin, shift, model, t):
                     total += wv[b] * wu[a] * spline[iv - 1 + b, iu - 1 + a]
             out[j, i] = total
     return out
+
+
+# Where the specimen of a real movie was, by RELION 4 (EMPIAR-10204), in pixels of 0.885 A.
+REAL_TRACK_PX = np.cumsum(
+    [
+        (0.0, 0.0), (0.96, -0.81), (0.99, -0.75), (0.6, -0.55), (0.58, -0.63), (0.58, -0.67), (0.49, -0.54),
+        (0.55, -0.78), (0.38, -0.52), (0.45, -0.23), (0.6, -0.83), (0.49, -0.3), (0.67, -0.52), (0.42, -0.46),
+        (0.31, -0.32), (0.57, -0.64), (0.07, -0.59), (0.34, -0.21), (0.58, -0.42), (0.21, -0.29), (0.35, -0.54),
+        (0.41, -0.24), (0.54, -0.45), (0.14, -0.24),
+    ],
+    axis=0,
+)  # fmt: skip
+
+
+def ring_contrast(micrograph: np.ndarray, pixel_size_A: float, coarsest_A: float, finest_A: float) -> float:
+    """How far the power on the crests of the CTF of `specimen_of` lies above that in its troughs, over the latter."""
+    ny, nx = micrograph.shape
+    ky, kx = np.meshgrid(np.fft.fftfreq(ny, 1 / nx), np.arange(nx // 2 + 1), indexing="ij")
+    transfer = np.abs(ctf(kx.ravel(), ky.ravel(), nx, pixel_size_A, 11000, 10700, 30.0, 200.0, 1.4, 0.1)).reshape(
+        kx.shape
+    )
+    k = np.hypot(kx, ky) / (nx * pixel_size_A)
+    ring = (k > 1 / coarsest_A) & (k < 1 / finest_A)
+    power = np.abs(scipy.fft.rfft2(micrograph - micrograph.mean())) ** 2
+    trough = power[ring & (transfer < 0.3)].mean()
+    return float(power[ring & (transfer > 0.9)].mean() / trough - 1.0)

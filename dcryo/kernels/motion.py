@@ -34,6 +34,8 @@ LOWEST_A = 150.0
 
 _COARSE, _COARSE_FINEST_A = 6.0, 10.0
 """Where a climb begins, the B factor is so many times as large: peaks are broad."""
+_LONGEST_PX = 3.0
+"""Of a step of Newton's method: about as far as peaks are broad."""
 _FOLDS, _JUDGED_FINEST_A = 3, 5.0
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
 
@@ -305,7 +307,8 @@ def climb(
     basis = _basis(patches.place, frames, start.terms if fits_model else (), free)
     motion, found = start, _all_correlations(patches, start, used)
     for _ in range(iterations):
-        step = _newton(found, basis, used, free, used is free)
+        step = _newton(found, basis, free, used is free)
+        step *= min(1.0, _LONGEST_PX / max(_LONGEST_PX, np.abs(basis @ step).max()))
         for _ in range(4):
             moved = _moved(motion, step, free, fits_model)
             tried = _all_correlations(patches, moved, used)
@@ -342,7 +345,6 @@ def _basis(
 def _newton(
     found: Sequence[Correlation],
     basis: NDArray[np.float64],
-    used: NDArray[np.bool_],
     free: NDArray[np.bool_],
     pairs: bool,
 ) -> NDArray[np.float64]:
@@ -358,7 +360,9 @@ def _newton(
         matrix += (centred.T @ centred)[:, None, :, None] * curvature[None, :, None, :]
         right += own.T @ one.gradient[free]
     flat = matrix.reshape(2 * n, 2 * n)
-    flat[np.diag_indices(2 * n)] += 1e-6 * np.trace(flat) / (2 * n) + np.finfo(float).tiny
+    if not np.trace(flat) > 0:
+        return np.zeros((n, 2))  # nothing to see in any patch
+    flat[np.diag_indices(2 * n)] += 1e-6 * np.trace(flat) / (2 * n)
     return np.linalg.solve(flat, right.reshape(-1)).reshape(n, 2) / scale[:, None]
 
 

@@ -108,9 +108,10 @@ def correct(
     del binned
     sums = _sum(frames, count, shape, gain, bad, found, settings)
     centre = (patches.place + 0.5) * np.array(shape[::-1])
+    size_A = settings.pixel_size_A * (shape[1] / sums[0].shape[1])
     return Corrected(
         *sums, motion=found, patch_centre_px=centre, patch_measured_px=measured - found.frame_px,
-        hot_px=np.argwhere(hot)[:, ::-1], gains=gains, pixel_size_A=settings.pixel_size_A * shape[1] / sums[0].shape[1],
+        hot_px=np.argwhere(hot)[:, ::-1], gains=gains, pixel_size_A=size_A,
     )  # fmt: skip
 
 
