@@ -1,10 +1,10 @@
-"""dcryo motion against relion_run_motioncorr on the same simulated movies: time, memory, and how near the truth it comes.
+"""dcryo motion against relion_run_motioncorr on the same simulated movies: time, memory, and the distance to the truth.
 
     python benchmarks/motion.py FOLDER [--sizes 1024x1200 2048x2048 3838x3710] [--contrasts 0.05 0.15] [--repeat 3]
 
-Movies have 24 frames of 1 electron a pixel, 0.885 A and 200 kV, the specimen of tests/movie_making.py, and the motion of
-real ones: the whole-frame track of a movie of EMPIAR-10204 and the mean size of its local model. Both programs get one
-thread, and 5 x 5 patches. A result that is there already is not made again.
+Movies have 24 frames of 1 electron a pixel, 0.885 A and 200 kV, the specimen of tests/movie_making.py, and the motion
+of real ones: the whole-frame track of a movie of EMPIAR-10204 and a local model of about the size of its own. Both
+programs get one thread, and 5 x 5 patches. A result that is there already is not made again.
 """
 
 import argparse
@@ -91,8 +91,9 @@ def main() -> None:
 
                 found = measured.once(folder / f"{program}.json", made)
                 rows.append(
-                    [size, strength, program, middle(found["wall_s"]), middle(found["cpu_s"]), f"{found['peak_mib']:.0f}",
-                     f"{found['to_first_px']:.3f}", f"{found['to_mean_px']:.3f}", f"{found['rings']:.2f} ({plain:.2f})"]
+                    [size, strength, program, middle(found["wall_s"]), middle(found["cpu_s"]),
+                     f"{found['peak_mib']:.0f}", f"{found['to_first_px']:.3f}", f"{found['to_mean_px']:.3f}",
+                     f"{found['rings']:.2f} ({plain:.2f})"]
                 )  # fmt: skip
     header = [
         "frames",

@@ -86,7 +86,7 @@ class MovieItem(Item):
 
 @dataclass(frozen=True)
 class _Work:
-    """What is the same for every movie. out: the run directory."""
+    """What is the same for every movie. out: the run directory; gain_path: as the motion's files name it."""
 
     out: Path
     options: MotionOptions
@@ -115,7 +115,7 @@ def motion(options: MotionOptions, *, progress: Progress = print) -> MotionResul
     )
     with run, connect(options.cluster, options.workers) as cluster:
         progress(f"motion correction on {cluster.description}")
-        work = _Work(run.path, options, _oriented(options, run.path, source))
+        work = _Work(run.path, options, _named_gain(options, run.path))
 
         def told(found: Mapping[str, Found]) -> None:
             _write_table(run.path, source, found, options)
@@ -138,7 +138,9 @@ def _refuse(options: MotionOptions) -> None:
     for path in (options.gain, options.defects):
         if path is not None and not path.is_file():
             raise InputError(f"{path}: not a file that can be read; correct --gain or --defects")
-    if options.gain is None and (options.gain_rotate or options.gain_flip != "none"):
+    if options.gain is not None:
+        movies.read_gain(options.gain, for_eer=False)
+    elif options.gain_rotate or options.gain_flip != "none":
         raise InputError("--gain-rotate and --gain-flip are of no use without --gain; give it or leave them out")
 
 
@@ -257,20 +259,26 @@ def _glob(pattern: str) -> list[Path]:
     return list(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor) if path.anchor else path)))
 
 
-def _oriented(options: MotionOptions, out: Path, source: _Source) -> Path | None:
-    """The gain reference that frames fit as they are: the user's, or a turned copy in the run directory.
+def _turned(options: MotionOptions, for_eer: bool) -> np.ndarray | None:
+    """What frames are multiplied by, as they lie."""
+    if options.gain is None:
+        return None
+    return orient_gain(movies.read_gain(options.gain, for_eer), options.gain_rotate, options.gain_flip)
 
-    A copy is in the sense of its source's kind: it divides the frames of EER movies.
+
+def _named_gain(options: MotionOptions, out: Path) -> Path | None:
+    """The gain reference for the motion's files: the user's, or where that has to be turned, a turned copy.
+
+    The copy is in the sense that RELION takes it in: it divides the frames of EER movies.
     """
     if options.gain is None or (not options.gain_rotate and options.gain_flip == "none"):
         return options.gain
-    if not (out / GAIN).exists():
-        paths = source.paths()
-        for_eer = bool(paths) and movies.is_eer(paths[0])
-        gain = orient_gain(movies.read_gain(options.gain, for_eer), options.gain_rotate, options.gain_flip)
-        if for_eer:
-            gain = np.divide(1.0, gain, out=np.zeros_like(gain), where=gain > 0)
-        mrc.write_image(out / GAIN, gain, 1.0)
+    for_eer = options.eer_fraction is not None
+    gain = _turned(options, for_eer)
+    assert gain is not None
+    if for_eer:
+        gain = np.divide(1.0, gain, out=np.zeros_like(gain), where=gain > 0)
+    mrc.write_image(out / GAIN, gain, 1.0)
     return out / GAIN
 
 
@@ -284,14 +292,12 @@ def correct_movie(item: MovieItem, work: _Work) -> Found:
         )
     if movie.n < 2:
         raise InputError(f"{movie.path}: has {movie.n} frame; expected a movie of at least 2")
-    gain = None
-    if work.gain_path is not None:
-        gain = movies.read_gain(work.gain_path, movies.is_eer(movie.path))
-        if gain.shape != movie.shape:
-            raise InputError(
-                f"{movie.path}: has frames of {_size(movie.shape)} pixels, the gain {work.gain_path} "
-                f"{_size(gain.shape)}; give the gain of this detector, turned as the frames are (--gain-rotate)"
-            )
+    gain = _turned(options, movies.is_eer(movie.path))
+    if gain is not None and gain.shape != movie.shape:
+        raise InputError(
+            f"{movie.path}: has frames of {_size(movie.shape)} pixels, the gain {options.gain} "
+            f"{_size(gain.shape)}; give the gain of this detector, turned as the frames are (--gain-rotate)"
+        )
     defects = None if options.defects is None else movies.read_defects(options.defects, movie.shape)
     settings = work.settings(item)
     try:

@@ -209,6 +209,7 @@ def test_a_star_file_of_movies_brings_its_optics(folder: Path, tmp_path: Path) -
         ({"patches": (1, 2, 3)}, "one number or two"),
         ({"gain": Path("nowhere.mrc")}, "nowhere.mrc: not a file"),
         ({"defects": Path("nowhere.txt")}, "nowhere.txt: not a file"),
+        ({"gain": Path(__file__)}, "test_motion.py: "),
         ({"gain_rotate": 1}, "of no use without --gain"),
     ],
 )
