@@ -87,7 +87,15 @@ def task_of(kind: str, folder: Path, box_px: int):  # type: ignore[no-untyped-de
     # Slices in all directions, so that the whole volumes are touched.
     rotation = random_rotations(n, np.random.default_rng(2))
     shard = dataset.Shard(
-        "1-0", store, np.arange(n), columns, np.zeros(n, dtype=int), np.ones(n), np.ones(n), rotation, np.zeros((n, 2)),
+        "1-0",
+        store,
+        np.arange(n),
+        columns,
+        np.zeros(n, dtype=int),
+        np.ones(n),
+        np.ones(n),
+        rotation,
+        np.zeros((n, 2)),
         np.full(n, kind == "local"),
     )
     path = folder / f"{box_px}-{kind}.npy"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dcryo.jobs.demo import DemoOptions, demo
     from dcryo.jobs.exchange import ExportOptions, ImportOptions, export_particles, import_particles
     from dcryo.jobs.extract import ExtractOptions, extract
+    from dcryo.jobs.motion import MotionOptions, motion
     from dcryo.jobs.postprocess import FscOptions, fsc_of_maps
     from dcryo.jobs.reconstruct import ReconstructOptions, reconstruct
     from dcryo.jobs.refine import RefineOptions, refine
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Class2dOptions", "CtfOptions", "DemoOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions",
-    "ReconstructOptions", "RefineOptions", "SelectOptions", "SimulateOptions", "class2d", "ctf", "demo",
-    "export_particles", "extract", "fsc_of_maps", "import_particles", "open", "reconstruct", "refine",
+    "MotionOptions", "ReconstructOptions", "RefineOptions", "SelectOptions", "SimulateOptions", "class2d", "ctf",
+    "demo", "export_particles", "extract", "fsc_of_maps", "import_particles", "motion", "open", "reconstruct", "refine",
     "select_particles", "simulate", "write_report",
 ]  # fmt: skip
 
@@ -43,6 +44,8 @@ _HOMES = {
     "import_particles": ("dcryo.jobs.exchange", "import_particles"),
     "ExtractOptions": ("dcryo.jobs.extract", "ExtractOptions"),
     "extract": ("dcryo.jobs.extract", "extract"),
+    "MotionOptions": ("dcryo.jobs.motion", "MotionOptions"),
+    "motion": ("dcryo.jobs.motion", "motion"),
     "FscOptions": ("dcryo.jobs.postprocess", "FscOptions"),
     "fsc_of_maps": ("dcryo.jobs.postprocess", "fsc_of_maps"),
     "ReconstructOptions": ("dcryo.jobs.reconstruct", "ReconstructOptions"),

@@ -56,6 +56,7 @@ class Entry:
 COMMANDS = (
     Entry("demo", "jobs.demo", "DemoOptions", "demo", "Simulate a small data set and refine it."),
     Entry("simulate", "jobs.simulate", "SimulateOptions", "simulate", "Make particles with known truth."),
+    Entry("motion", "jobs.motion", "MotionOptions", "motion", "Movies to micrographs, their motion corrected."),
     Entry("ctf", "jobs.ctf", "CtfOptions", "ctf", "Fit the CTF of micrographs."),
     Entry("extract", "jobs.extract", "ExtractOptions", "extract", "Cut particles out of micrographs."),
     Entry("import", "jobs.exchange", "ImportOptions", "import_particles", "Bring particles into a store."),
@@ -235,7 +236,8 @@ def _parameter(name: str, field: "FieldInfo") -> click.Parameter:
         return click.Argument([name], type=kind, nargs=-1 if several else 1, required=field.is_required())
     described = field.description or ""
     if field.default not in (None, ()) and not field.is_required() and annotation is not bool:
-        described += f" (default: {field.default})"
+        default = ",".join(map(str, field.default)) if several else field.default
+        described += f" (default: {default})"
     settings: dict[str, Any] = {"help": described, "required": field.is_required()}
     flag = option_name(name)
     if annotation is bool:

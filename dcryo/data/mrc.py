@@ -179,6 +179,28 @@ def write_map(
         file.write(volume.data)
 
 
+def write_image(
+    path: str | Path,
+    image: np.ndarray,
+    pixel_size_A: float,
+    dtype: Literal["float32", "float16"] = "float32",
+) -> None:
+    """Write one image (ny, nx), such as a micrograph, as a stack of one (space group 0), mode 2 or 12.
+
+    Raises RunError if it is empty or holds values that are not finite in `dtype`, or cannot be written.
+    """
+    if image.ndim != 2:
+        raise ValueError(f"an image has two axes, got shape {image.shape}")
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(image, dtype=np.dtype(dtype).newbyteorder("<"))
+    if not stored.size or not np.isfinite(stored).all():
+        raise RunError(f"{path}: not written, since it is empty or holds values that are not finite as {dtype}")
+    sums = np.array([_sums(stored)])
+    with replacing(path) as file:
+        file.write(_new_header((1, *stored.shape), _MODES[dtype], pixel_size_A, sums, volume=False).tobytes())
+        file.write(stored.data)
+
+
 class StackWriter:
     """Write a stack of `n` images piece by piece, in any order; the file appears when all are there.
 
