@@ -46,7 +46,7 @@ TITLES = {
     "ctf": "CTF estimation",
     "pick": "Particle picking",
 }
-UNITS = {"A": "Å", "A2": "Å²", "deg": "°", "px": "px", "s": "s", "kV": "kV", "mm": "mm", "mrad": "mrad"}
+UNITS = {"e_A2": "e/Å²", "A": "Å", "A2": "Å²", "deg": "°", "px": "px", "s": "s", "kV": "kV", "mm": "mm", "mrad": "mrad"}
 
 TIMES = (("started", "started_utc"), ("finished", "finished_utc"))
 
@@ -454,9 +454,10 @@ def _rows(values: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 def _label(name: str) -> str:
     """A name of the record as words, with its unit: resolution_A -> resolution (Å)."""
-    stem, _, unit = name.rpartition("_")
-    if stem and unit in UNITS:
-        return f"{stem.replace('_', ' ')} ({UNITS[unit]})"
+    for unit, shown in UNITS.items():
+        stem = name.removesuffix(f"_{unit}")
+        if stem != name:
+            return f"{stem.replace('_', ' ')} ({shown})"
     return name.replace("_", " ")
 
 

@@ -352,6 +352,7 @@ def _found(item: MovieItem, work: _Work, movie: movies.Movie, done: Corrected) -
         "track_px": track.astype(np.float32),
         "patch_centre_px": done.patch_centre_px.astype(np.float32),
         "patch_track_px": local_shift_px(done.motion.coefficients, place, movie.n).astype(np.float32),
+        "shape_px": np.array(movie.shape[::-1]),
         "measured_patch_track_px": done.patch_measured_px.astype(np.float32),
     }
     return Found(values, arrays)
