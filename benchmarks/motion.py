@@ -14,6 +14,7 @@ from pathlib import Path
 import measured
 import mrcfile
 import numpy as np
+import scipy.fft
 from measured import MIB, middle, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -62,6 +63,16 @@ def measure(folder: Path, program: str, truth: Truth, repeat: int) -> dict:
     }
 
 
+def likeness(image: np.ndarray, specimen: np.ndarray) -> float:
+    """Correlation of a micrograph with the specimen without noise, between 6 and 4 A."""
+    ny, nx = image.shape
+    k = np.hypot(np.fft.fftfreq(ny, SIZE_A)[:, None], np.fft.rfftfreq(nx, SIZE_A))
+    ring = (k > 1 / 6) & (k < 1 / 4)
+    edge = np.outer(np.hanning(ny), np.hanning(nx))
+    a, b = (scipy.fft.rfft2((one - one.mean()) * edge)[ring] for one in (image, specimen))
+    return float(np.vdot(a, b).real / np.sqrt(np.vdot(a, a).real * np.vdot(b, b).real))
+
+
 def contrast(image: np.ndarray) -> float:
     return ring_contrast(image, SIZE_A, 8.0, 4.5)
 
@@ -90,10 +101,12 @@ def main() -> None:
                     return measure(folder, program, truth, options.repeat)
 
                 found = measured.once(folder / f"{program}.json", made)
+                like = likeness(micrographs.read_image(folder / program / "movie_noDW.mrc"), truth.specimen)
                 rows.append(
                     [size, strength, program, middle(found["wall_s"]), middle(found["cpu_s"]),
                      f"{found['peak_mib']:.0f}", f"{found['to_first_px']:.3f}", f"{found['to_mean_px']:.3f}",
-                     f"{found['rings']:.2f} ({plain:.2f})"]
+                     f"{found['rings']:.2f} ({plain:.2f})",
+                     f"{like:.3f}"]
                 )  # fmt: skip
     header = [
         "frames",
@@ -105,6 +118,7 @@ def main() -> None:
         "error px",
         "about the mean",
         "rings (uncorrected)",
+        "likeness",
     ]
     print(table(header, rows))
 

@@ -1,5 +1,6 @@
 import itertools
 from pathlib import Path
+from typing import Literal
 
 import mrcfile
 import numpy as np
@@ -217,3 +218,18 @@ def test_refusals_name_the_file_and_what_is_wrong(tmp_path: Path) -> None:
         mrc.read_map(tmp_path / "missing.mrc")
     with pytest.raises(InputError, match="cannot be read"):
         mrc.open_stack(tmp_path)
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [("float32", 2), ("float16", 12)])
+def test_an_image_is_a_stack_of_one(tmp_path: Path, dtype: Literal["float32", "float16"], mode: int) -> None:
+    image = np.random.default_rng(1).normal(size=(30, 41)).astype(dtype).astype(np.float32)
+    mrc.write_image(tmp_path / "a.mrc", image, 1.3, dtype)
+    assert mrcfile.validate(tmp_path / "a.mrc")
+    with mrcfile.open(tmp_path / "a.mrc") as file:
+        assert (int(file.header.mode), int(file.header.ispg), int(file.header.nz)) == (mode, 0, 1)
+        assert np.array_equal(np.squeeze(file.data), image.astype(dtype))
+        assert float(file.voxel_size.x) == pytest.approx(1.3)
+    with pytest.raises(RunError, match=r"a\.mrc: not written"):
+        mrc.write_image(tmp_path / "a.mrc", np.full((2, 2), np.nan), 1.3)
+    with pytest.raises(RunError, match="as float16"):
+        mrc.write_image(tmp_path / "b.mrc", np.full((2, 2), 1e6), 1.3, "float16")

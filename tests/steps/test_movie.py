@@ -169,7 +169,7 @@ def test_the_preview_is_small_and_plain(result: Corrected) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(21, 45, 4))
+@pytest.mark.parametrize("number", [21, 25, 31, 37, 42, 49])
 def test_real_tracks_are_found(shared_data: Path, number: int) -> None:
     folder = shared_data / "bgal_empiar10204" / "MotionCorr" / "job002" / "Movies"
     real = read_motion(folder / f"20170629_000{number}_frameImage.star")
