@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dcryo.data.store import open_store as open
     from dcryo.jobs.demo import DemoOptions, demo
     from dcryo.jobs.exchange import ExportOptions, ImportOptions, export_particles, import_particles
+    from dcryo.jobs.pick import PickOptions, pick
     from dcryo.jobs.postprocess import FscOptions, fsc_of_maps
     from dcryo.jobs.reconstruct import ReconstructOptions, reconstruct
     from dcryo.jobs.refine import RefineOptions, refine
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from dcryo.report import write_report
 
 __all__ = [
-    "DemoOptions", "ExportOptions", "FscOptions", "ImportOptions", "ReconstructOptions", "RefineOptions",
-    "SimulateOptions", "demo", "export_particles", "fsc_of_maps", "import_particles", "open", "reconstruct", "refine",
-    "simulate", "write_report",
+    "DemoOptions", "ExportOptions", "FscOptions", "ImportOptions", "PickOptions", "ReconstructOptions", "RefineOptions",
+    "SimulateOptions", "demo", "export_particles", "fsc_of_maps", "import_particles", "open", "pick", "reconstruct",
+    "refine", "simulate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -34,6 +35,8 @@ _HOMES = {
     "import_particles": ("dcryo.jobs.exchange", "import_particles"),
     "FscOptions": ("dcryo.jobs.postprocess", "FscOptions"),
     "fsc_of_maps": ("dcryo.jobs.postprocess", "fsc_of_maps"),
+    "PickOptions": ("dcryo.jobs.pick", "PickOptions"),
+    "pick": ("dcryo.jobs.pick", "pick"),
     "ReconstructOptions": ("dcryo.jobs.reconstruct", "ReconstructOptions"),
     "reconstruct": ("dcryo.jobs.reconstruct", "reconstruct"),
     "RefineOptions": ("dcryo.jobs.refine", "RefineOptions"),

@@ -59,6 +59,7 @@ COMMANDS = (
     Entry("import", "jobs.exchange", "ImportOptions", "import_particles", "Bring particles into a store."),
     Entry("export", "jobs.exchange", "ExportOptions", "export_particles", "Write particles as STAR or .cs."),
     Entry("info", "jobs.exchange", "InfoOptions", "describe", "Say what is in a store, run, map or STAR."),
+    Entry("pick", "jobs.pick", "PickOptions", "pick", "Find particles in micrographs."),
     Entry("refine", "jobs.refine", "RefineOptions", "refine", "Refine a map and poses, gold standard."),
     Entry("reconstruct", "jobs.reconstruct", "ReconstructOptions", "reconstruct", "Maps from given poses."),
     Entry("fsc", "jobs.postprocess", "FscOptions", "fsc_of_maps", "Fourier shell correlation of two maps."),

@@ -1,0 +1,90 @@
+"""Micrographs at a coarse pixel size, and their filters: what picking looks at.
+
+A micrograph does not go on beyond its edges as it does at the opposite ones, so filters take it as mirrored there. The
+cosine transform (DCT-II) is the transform of just that, and an isotropic filter a product in it (S. A. Martucci, IEEE
+Trans. Signal Process. 42, 1038, 1994): nothing has to be padded.
+"""
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+Image = NDArray[np.float32]
+
+
+def coarse_shape(shape: tuple[int, int], factor: float) -> tuple[int, int]:
+    """The shape (ny, nx) of a micrograph whose pixels are to be `factor` times as large, at least 8 by 8."""
+    if factor < 1:
+        return shape
+    return max(8, round(shape[0] / factor)), max(8, round(shape[1] / factor))
+
+
+def shrink(image: NDArray[np.floating], shape: tuple[int, int]) -> Image:
+    """A micrograph (ny, nx) on a coarser grid of `shape`, at most its own, cropped in Fourier space -> float32.
+
+    The first pixels' centres coincide, so that pixel i along an axis of n pixels is pixel i n' / n of the n' there
+    were. Grey values are kept; frequencies at or beyond the new Nyquist are dropped.
+    """
+    ny, nx = shape
+    old_y, old_x = image.shape
+    if ny > old_y or nx > old_x:
+        raise ValueError(f"cannot shrink {image.shape} to {shape}")
+    if (ny, nx) == (old_y, old_x):
+        return np.asarray(image, dtype=np.float32)
+    # Columns beyond are dropped between the axes: most of the second transform is never done.
+    last_x, last_y = (nx - 1) // 2, (ny - 1) // 2
+    lines = scipy.fft.rfft(np.asarray(image, dtype=np.float32), axis=1)[:, : last_x + 1]
+    lines = scipy.fft.fft(lines, axis=0)
+    out = np.zeros((ny, nx // 2 + 1), dtype=np.complex64)
+    out[: last_y + 1, : last_x + 1] = lines[: last_y + 1]
+    if last_y:
+        out[-last_y:, : last_x + 1] = lines[-last_y:]
+    out *= np.float32(ny * nx / (old_y * old_x))
+    return scipy.fft.irfft2(out, s=shape).astype(np.float32)
+
+
+def cosine_transform(image: Image) -> Image:
+    """Transform (ny, nx) of an image mirrored at its edges, float32."""
+    return scipy.fft.dctn(image, type=2)
+
+
+def frequencies(shape: tuple[int, int]) -> Image:
+    """|k| of each element of a cosine transform, in cycles per pixel, (ny, nx) float32."""
+    ky, kx = (np.arange(size, dtype=np.float32) / np.float32(2 * size) for size in shape)
+    return np.sqrt(ky[:, None] ** 2 + kx**2)
+
+
+def filtered(transform: Image, response: Image) -> Image:
+    """The image of a cosine transform times a filter's `response` (ny, nx) at `frequencies`."""
+    return scipy.fft.idctn(transform * response, type=2)
+
+
+def gaussian_response(shape: tuple[int, int], sigma_px: float) -> Image:
+    """Response of a Gaussian of unit sum, (ny, nx) float32."""
+    decay = np.float32(-2.0 * np.pi**2 * sigma_px**2)
+    ky, kx = (np.exp(decay * (np.arange(size, dtype=np.float32) / (2 * size)) ** 2) for size in shape)
+    return ky[:, None] * kx
+
+
+def smooth(image: Image, sigma_px: float) -> Image:
+    """The image under a Gaussian, mirrored at its edges."""
+    return filtered(cosine_transform(image), gaussian_response(image.shape, sigma_px))
+
+
+def smooth_where(image: Image, weight: Image, sigma_px: float) -> Image:
+    """Mean of an image under a Gaussian, over what has `weight` (ny, nx) in 0..1 alone; 0 where nothing near has."""
+    total = smooth(weight, sigma_px)
+    return np.where(total > 1e-3, smooth(image * weight, sigma_px) / np.maximum(total, 1e-3), 0.0).astype(np.float32)
+
+
+def kernel_response(kernel: Image, shape: tuple[int, int]) -> Image:
+    """Response (ny, nx) of an isotropic kernel (2n + 1, 2n + 1) about its central pixel.
+
+    Its transform is isotropic too, so that its values along one axis, of the kernel's sum along the other, are all.
+    """
+    reach = kernel.shape[0] // 2
+    line = kernel.sum(axis=0, dtype=np.float64)
+    x = np.arange(-reach, reach + 1)
+    k = np.linspace(0.0, np.sqrt(0.5), 16 * len(line))
+    values = np.cos(2.0 * np.pi * k[:, None] * x) @ line
+    return np.interp(frequencies(shape), k, values).astype(np.float32)

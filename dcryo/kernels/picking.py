@@ -1,0 +1,301 @@
+"""Where particles are in a micrograph: scores, peaks, what to leave out, and what to take.
+
+All of it at a coarse pixel size, at which a particle is some thirty pixels wide. A score is the correlation of what is
+around a pixel with a template that has zero mean and unit norm under its mask, divided by the standard deviation of the
+micrograph around it times the square root of the mask's pixels. Taken over the mask alone the deviation would make it
+the normalised correlation of A. M. Roseman (Ultramicroscopy 94, 225, 2003), which is blind to contrast: noise that
+looks like a particle scores like one. Taken over a wider surrounding, contrast counts, and slow changes of the
+micrograph do not.
+"""
+
+import math
+
+import numpy as np
+import scipy.ndimage
+from numba import njit
+from numpy.typing import NDArray
+
+from dcryo.kernels.coarse import (
+    Image,
+    cosine_transform,
+    filtered,
+    kernel_response,
+    smooth,
+    smooth_where,
+)
+
+Float32 = NDArray[np.float32]
+
+BACKGROUND_DIAMETERS = 1.0
+"""Standard deviation of the Gaussian, in diameters, over which background and local deviation are taken."""
+CLIP_SIGMAS = 8.0
+
+
+def robust(values: NDArray[np.floating]) -> tuple[float, float]:
+    """Median and standard deviation as 1.4826 of the median distance from it, which outliers do not move."""
+    median = float(np.median(values))
+    return median, 1.4826 * float(np.median(np.abs(values - median)))
+
+
+def standardised(image: Image) -> Image:
+    """The image with median 0 and robust deviation 1, cut off at CLIP_SIGMAS; ValueError where it is constant."""
+    median, deviation = robust(image)
+    if not math.isfinite(deviation) or deviation == 0.0:
+        raise ValueError("the image is constant, or not finite")
+    return np.clip((image - np.float32(median)) / np.float32(deviation), -CLIP_SIGMAS, CLIP_SIGMAS)
+
+
+def flattened(image: Image, valid: Image, diameter_px: float) -> tuple[Image, Image]:
+    """The image less its local mean and 0 where not `valid` (ny, nx in 0..1), and its local standard deviation.
+
+    Where the deviation is under a third of its median, as in areas without any noise, it is raised to that.
+    """
+    sigma = BACKGROUND_DIAMETERS * diameter_px
+    flat = (image - smooth_where(image, valid, sigma)) * valid
+    variance = np.maximum(smooth_where(flat * flat, valid, sigma), 0.0)
+    lowest = float(np.median(variance[valid > 0.5])) / 9.0 if (valid > 0.5).any() else 1.0
+    return flat, np.sqrt(np.maximum(variance, max(lowest, 1e-12)))
+
+
+def disc(radius_px: float) -> Image:
+    """Soft disc (2n + 1, 2n + 1) with an edge of one pixel."""
+    r = _radii(math.ceil(radius_px))
+    return np.clip(radius_px + 0.5 - r, 0.0, 1.0).astype(np.float32)
+
+
+def blob(diameter_px: float) -> tuple[Image, Image]:
+    """Template of a bright disc, the negative Laplacian of a Gaussian, and its mask, (2n + 1, 2n + 1) each.
+
+    Its response to discs is greatest at the given diameter: sigma = radius / sqrt(2) (T. Lindeberg, Int. J. Comput.
+    Vis. 30, 79, 1998); as templates have unit norm, those of several diameters are on one scale.
+    """
+    sigma = diameter_px / math.sqrt(8.0)
+    r2 = (_radii(math.ceil(4.0 * sigma)) / sigma) ** 2
+    return ((1.0 - r2 / 2.0) * np.exp(-r2 / 2.0)).astype(np.float32), disc(4.0 * sigma)
+
+
+def _radii(reach_px: int) -> NDArray[np.float64]:
+    axis = np.arange(-reach_px, reach_px + 1)
+    return np.hypot(axis[:, None], axis)
+
+
+def under_mask(template: Image, mask: Image) -> Image:
+    """A template (..., m, m) with zero mean and unit norm under its mask (m, m), and zero outside."""
+    inside = template * mask
+    inside = inside - mask * (inside.sum(axis=(-2, -1), keepdims=True) / mask.sum())
+    norm = np.sqrt(np.square(inside).sum(axis=(-2, -1), keepdims=True))
+    return (inside / np.maximum(norm, 1e-12)).astype(np.float32)
+
+
+def isotropic_scores(flat: Image, deviation: Image, template: Image, mask: Image) -> Image:
+    """Scores (ny, nx) of an isotropic template and its mask, (m, m) both, for what `flattened` returns."""
+    response = kernel_response(under_mask(template, mask), flat.shape)
+    return filtered(cosine_transform(flat), response) / (deviation * math.sqrt(float(mask.sum())))
+
+
+def profile_template(image: Image, at_px: NDArray[np.floating], reach_px: int) -> Image:
+    """Rotational average of an image (ny, nx) about positions (n, 2), (x, y) -> (2 reach + 1, 2 reach + 1).
+
+    What is around each position is given the same variance first, so that a few of strong contrast do not decide.
+    """
+    profile = _profile(image, np.asarray(at_px, dtype=np.float64), reach_px)
+    return np.interp(_radii(reach_px), np.arange(len(profile)), profile).astype(np.float32)
+
+
+@njit(nogil=True, cache=True)
+def _profile(image: np.ndarray, at: np.ndarray, reach: int) -> np.ndarray:
+    """Means over rings one pixel apart, up to the corners, each pixel shared by the two that it lies between."""
+    rings = math.ceil(reach * math.sqrt(2.0)) + 2
+    total, weight = np.zeros(rings), np.zeros(rings)
+    own_total, own_weight = np.zeros(rings), np.zeros(rings)
+    for i in range(len(at)):
+        x, y = at[i, 0], at[i, 1]
+        own_total[:] = 0.0
+        own_weight[:] = 0.0
+        count, plain, squared = 0, 0.0, 0.0
+        for row in range(max(0, math.ceil(y - rings + 1)), min(image.shape[0], math.floor(y + rings - 1) + 1)):
+            for column in range(max(0, math.ceil(x - rings + 1)), min(image.shape[1], math.floor(x + rings - 1) + 1)):
+                r = math.hypot(row - y, column - x)
+                ring = int(r)
+                if ring + 1 < rings:
+                    value, outer = image[row, column], r - ring
+                    count += 1
+                    plain += value
+                    squared += value * value
+                    own_total[ring] += (1.0 - outer) * value
+                    own_weight[ring] += 1.0 - outer
+                    own_total[ring + 1] += outer * value
+                    own_weight[ring + 1] += outer
+        if count > 0:
+            mean = plain / count
+            variance = squared / count - mean * mean
+            if variance > 0.0:
+                total += (own_total - mean * own_weight) / math.sqrt(variance)
+                weight += own_weight
+    return total / np.maximum(weight, 1e-9)
+
+
+def peaks(scores: Image, allowed: NDArray[np.bool_], distance_px: float) -> tuple[NDArray[np.float64], Float32]:
+    """Local maxima of scores (ny, nx), at pixels that are `allowed` (ny, nx), no nearer to each other than a distance
+    -> positions (n, 2) as (x, y), and scores (n,), best first.
+
+    Of two that are nearer the better one stays. Positions are those of the parabola through each maximum and its
+    neighbours along x and along y, at most half a pixel off.
+    """
+    rows, columns = _maxima(scores)
+    fine = allowed[rows, columns]
+    rows, columns = rows[fine], columns[fine]
+    order = np.argsort(-scores[rows, columns], kind="stable")
+    rows, columns = rows[order], columns[order]
+    at = np.stack([columns + _vertex(scores, rows, columns, 0, 1), rows + _vertex(scores, rows, columns, 1, 0)], axis=1)
+    kept = _spaced(at, max(distance_px, 1e-6), scores.shape[0], scores.shape[1])
+    return at[kept], scores[rows, columns][kept].astype(np.float32)
+
+
+@njit(nogil=True, cache=True)
+def _maxima(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels, but for those at the edge, above the four neighbours before them and not below the four after."""
+    ny, nx = scores.shape
+    rows, columns = [], []
+    for y in range(1, ny - 1):
+        for x in range(1, nx - 1):
+            s = scores[y, x]
+            if (
+                s > scores[y - 1, x - 1] and s > scores[y - 1, x] and s > scores[y - 1, x + 1] and s > scores[y, x - 1]
+                and s >= scores[y, x + 1] and s >= scores[y + 1, x - 1] and s >= scores[y + 1, x]
+                and s >= scores[y + 1, x + 1]
+            ):  # fmt: skip
+                rows.append(y)
+                columns.append(x)
+    return np.array(rows, dtype=np.int64), np.array(columns, dtype=np.int64)
+
+
+def _vertex(scores: Image, rows: np.ndarray, columns: np.ndarray, dy: int, dx: int) -> NDArray[np.float64]:
+    before, here, after = (scores[rows + step * dy, columns + step * dx].astype(np.float64) for step in (-1, 0, 1))
+    curvature = before - 2.0 * here + after
+    return np.clip(0.5 * (before - after) / np.where(curvature < 0, curvature, -np.inf), -0.5, 0.5)
+
+
+@njit(nogil=True, cache=True)
+def _spaced(at: np.ndarray, distance: float, ny: int, nx: int) -> np.ndarray:
+    """Which of the positions (n, 2), best first, have no better one that stays within the distance."""
+    cell = max(distance, 1.0)
+    down, across = int(ny / cell) + 2, int(nx / cell) + 2
+    first = np.full((down, across), -1, dtype=np.int64)
+    following = np.full(len(at), -1, dtype=np.int64)
+    kept = np.zeros(len(at), dtype=np.bool_)
+    for i in range(len(at)):
+        cx, cy = int((at[i, 0] + 0.5) / cell), int((at[i, 1] + 0.5) / cell)
+        free = True
+        for y in range(max(0, cy - 1), min(down, cy + 2)):
+            for x in range(max(0, cx - 1), min(across, cx + 2)):
+                j = first[y, x]
+                while j >= 0 and free:
+                    free = math.hypot(at[i, 0] - at[j, 0], at[i, 1] - at[j, 1]) >= distance
+                    j = following[j]
+        if free:
+            kept[i] = True
+            following[i] = first[cy, cx]
+            first[cy, cx] = i
+    return kept
+
+
+PIXEL_SIGMAS, CANDIDATE_SIGMAS, CONTRAST_RATIO = 7.0, 5.0, 3.0
+
+
+def outliers(image: Image, candidates_px: NDArray[np.floating], diameter_px: float) -> NDArray[np.bool_]:
+    """Where a micrograph, `standardised`, is not like the rest of it: contamination, carbon, edges -> (ny, nx) bool.
+
+    Two maps are looked at: the contrast at the scale of a particle, and the logarithm of the variance of that over two
+    diameters. What is out of the ordinary is judged by the robust spread over all pixels, and by what is there at the
+    candidates (n, 2), (x, y): few particles of strong contrast on plain ice are out of the ordinary for the ice, but
+    not among themselves. What is left out is closed, so that no islands stay within it.
+    """
+    radius = diameter_px / 2.0
+    inner = smooth(image, radius / 2.0)
+    contrast = np.abs(inner - smooth(image, 3.0 * radius))
+    rows, columns = _pixels(candidates_px, image.shape)
+    spread = robust(inner - smooth(image, 3.0 * radius))[1]
+    typical = float(np.median(contrast[rows, columns])) if len(rows) else 0.0
+    bad = contrast > max(PIXEL_SIGMAS * spread, CONTRAST_RATIO * typical)
+    # The rest is judged without these, whose variance would reach far around them.
+    valid = 1.0 - _widened(bad, radius / 2.0).astype(np.float32)
+    middle = inner - smooth_where(image, valid, 2.0 * radius)
+    variance = np.log(smooth_where(middle * middle, valid, 2.0 * radius) + np.float32(1e-6))
+    limits = [median + CANDIDATE_SIGMAS * deviation for median, deviation in _spreads(variance, valid, rows, columns)]
+    return _closed(bad | (variance > max(limits)) if limits else bad, radius)
+
+
+def _spreads(values: Image, valid: Image, rows: np.ndarray, columns: np.ndarray) -> list[tuple[float, float]]:
+    everywhere, candidates = values[valid > 0.5], values[rows, columns][valid[rows, columns] > 0.5]
+    return [robust(some) for some in (everywhere, candidates) if len(some)]
+
+
+def _pixels(at_px: NDArray[np.floating], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    nearest = np.rint(np.asarray(at_px).reshape(-1, 2)).astype(np.int64)
+    return nearest[:, 1].clip(0, shape[0] - 1), nearest[:, 0].clip(0, shape[1] - 1)
+
+
+def _widened(mask: NDArray[np.bool_], by_px: float) -> NDArray[np.bool_]:
+    return mask if not mask.any() else scipy.ndimage.distance_transform_edt(~mask) <= by_px
+
+
+def _closed(mask: NDArray[np.bool_], by_px: float) -> NDArray[np.bool_]:
+    """The mask with what lies between its parts, widened by half of `by_px` in all; it does not recede at the edges."""
+    if not mask.any():
+        return mask
+    wide = np.pad(_widened(mask, 1.5 * by_px), 1, mode="edge")
+    return wide if wide.all() else scipy.ndimage.distance_transform_edt(wide)[1:-1, 1:-1] > by_px
+
+
+def threshold(scores: Float32, decoys: Float32 | None = None) -> float:
+    """The score that parts particles from noise.
+
+    scores: (n,), of all peaks. decoys: (m,), of the peaks of the template with its contrast turned over, which find
+    what noise can do. The scores are taken as a mixture of two normal distributions, and parted where either is as
+    likely. Where there are few particles, or none, that parts the noise; so the threshold is raised until there are
+    three peaks for each decoy above it, as in target-decoy competition (J. E. Elias and S. P. Gygi, Nat. Methods 4,
+    207, 2007). Where nearly all peaks are particles it parts those; so it is at most the 99th percentile of the decoys.
+    """
+    if len(scores) == 0:
+        return 1.0
+    parted = _parted(np.sort(scores.astype(np.float64)))
+    if decoys is None:
+        return parted
+    if len(decoys):
+        parted = min(parted, float(np.percentile(decoys, 99)))
+    return max(parted, _rarely_noise(scores, decoys))
+
+
+def _rarely_noise(scores: Float32, decoys: Float32) -> float:
+    """The lowest score above which there are three peaks for each decoy and one more."""
+    levels = np.sort(scores)[::-1]
+    above = len(decoys) - np.searchsorted(np.sort(decoys), levels)
+    fine = np.flatnonzero(3 * (above + 1) <= np.arange(1, len(levels) + 1))
+    return float(levels[fine[-1]]) if len(fine) else float(np.nextafter(levels[0], np.float32(np.inf)))
+
+
+def _parted(x: NDArray[np.float64]) -> float:
+    """Where two normal distributions, fitted to sorted values by expectation and maximisation, are equally likely."""
+    if len(x) < 4 or x[-1] - x[0] < 1e-9:
+        return float(x[0])
+    # From the split that leaves the least variance within (Otsu 1979).
+    n = np.arange(1, len(x))
+    sums = np.cumsum(x)
+    split = int(np.argmax((sums[-1] * n / len(x) - sums[:-1]) ** 2 / (n * (len(x) - n)))) + 1
+    upper = (np.arange(len(x)) >= split).astype(np.float64)
+    least = 0.02 * (x[-1] - x[0])
+    for _ in range(200):
+        weight = np.array([1.0 - upper, upper])
+        total = weight.sum(axis=1)
+        mean = weight @ x / total
+        deviation = np.maximum(np.sqrt((weight * (x - mean[:, None]) ** 2).sum(axis=1) / total), least)
+        z = (x - mean[:, None]) / deviation[:, None]
+        log_density = np.log(total / len(x) / deviation)[:, None] - 0.5 * z * z
+        before, upper = upper, 1.0 / (1.0 + np.exp(np.clip(log_density[0] - log_density[1], -500, 500)))
+        # The wider one is also the likelier far on the other side, which is no place of its own.
+        upper[x < mean[0]], upper[x > mean[1]] = 0.0, 1.0
+        if np.abs(upper - before).max() < 1e-6 or upper.sum() < 1.0 or upper.sum() > len(x) - 1.0:
+            break
+    above = np.flatnonzero(upper >= 0.5)
+    return float(x[above[0]]) if len(above) else float(x[-1])
