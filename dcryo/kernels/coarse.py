@@ -5,6 +5,8 @@ cosine transform (DCT-II) is the transform of just that, and an isotropic filter
 Trans. Signal Process. 42, 1038, 1994): nothing has to be padded.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
@@ -13,10 +15,14 @@ Image = NDArray[np.float32]
 
 
 def coarse_shape(shape: tuple[int, int], factor: float) -> tuple[int, int]:
-    """The shape (ny, nx) of a micrograph whose pixels are to be `factor` times as large, at least 8 by 8."""
+    """A shape (ny, nx) for a micrograph whose pixels are to be up to `factor` times as large, and hardly less.
+
+    Its sides are those that are quickly transformed, which may make pixels a percent or two wider one way.
+    """
     if factor < 1:
         return shape
-    return max(8, round(shape[0] / factor)), max(8, round(shape[1] / factor))
+    ny, nx = (min(size, scipy.fft.next_fast_len(max(8, round(size / factor)), real=True)) for size in shape)
+    return ny, nx
 
 
 def shrink(image: NDArray[np.floating], shape: tuple[int, int]) -> Image:
@@ -71,10 +77,16 @@ def smooth(image: Image, sigma_px: float) -> Image:
     return filtered(cosine_transform(image), gaussian_response(image.shape, sigma_px))
 
 
-def smooth_where(image: Image, weight: Image, sigma_px: float) -> Image:
-    """Mean of an image under a Gaussian, over what has `weight` (ny, nx) in 0..1 alone; 0 where nothing near has."""
+def local_mean(weight: Image, sigma_px: float) -> Callable[[Image], Image]:
+    """What takes an image (ny, nx) to its mean under a Gaussian over what has `weight` (ny, nx) in 0..1 alone.
+
+    The mean is 0 where nothing near has any.
+    """
+    if (weight == 1.0).all():
+        return lambda image: smooth(image, sigma_px)
     total = smooth(weight, sigma_px)
-    return np.where(total > 1e-3, smooth(image * weight, sigma_px) / np.maximum(total, 1e-3), 0.0).astype(np.float32)
+    factor = np.where(total > 1e-3, 1.0 / np.maximum(total, 1e-3), 0.0).astype(np.float32)
+    return lambda image: smooth(image * weight, sigma_px) * factor
 
 
 def kernel_response(kernel: Image, shape: tuple[int, int]) -> Image:

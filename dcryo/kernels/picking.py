@@ -9,6 +9,7 @@ micrograph do not.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.ndimage
@@ -19,9 +20,9 @@ from dcryo.kernels.coarse import (
     Image,
     cosine_transform,
     filtered,
+    gaussian_response,
     kernel_response,
-    smooth,
-    smooth_where,
+    local_mean,
 )
 
 Float32 = NDArray[np.float32]
@@ -29,6 +30,7 @@ Float32 = NDArray[np.float32]
 BACKGROUND_DIAMETERS = 1.0
 """Standard deviation of the Gaussian, in diameters, over which background and local deviation are taken."""
 CLIP_SIGMAS = 8.0
+DECOY_RATIO = 1.5
 
 
 def robust(values: NDArray[np.floating]) -> tuple[float, float]:
@@ -50,9 +52,9 @@ def flattened(image: Image, valid: Image, diameter_px: float) -> tuple[Image, Im
 
     Where the deviation is under a third of its median, as in areas without any noise, it is raised to that.
     """
-    sigma = BACKGROUND_DIAMETERS * diameter_px
-    flat = (image - smooth_where(image, valid, sigma)) * valid
-    variance = np.maximum(smooth_where(flat * flat, valid, sigma), 0.0)
+    mean = local_mean(valid, BACKGROUND_DIAMETERS * diameter_px)
+    flat = (image - mean(image)) * valid
+    variance = np.maximum(mean(flat * flat), 0.0)
     lowest = float(np.median(variance[valid > 0.5])) / 9.0 if (valid > 0.5).any() else 1.0
     return flat, np.sqrt(np.maximum(variance, max(lowest, 1e-12)))
 
@@ -87,10 +89,13 @@ def under_mask(template: Image, mask: Image) -> Image:
     return (inside / np.maximum(norm, 1e-12)).astype(np.float32)
 
 
-def isotropic_scores(flat: Image, deviation: Image, template: Image, mask: Image) -> Image:
-    """Scores (ny, nx) of an isotropic template and its mask, (m, m) both, for what `flattened` returns."""
-    response = kernel_response(under_mask(template, mask), flat.shape)
-    return filtered(cosine_transform(flat), response) / (deviation * math.sqrt(float(mask.sum())))
+def isotropic_scores(transform: Image, deviation: Image, template: Image, mask: Image) -> Image:
+    """Scores (ny, nx) of an isotropic template and its mask, (m, m) both.
+
+    transform: `coarse.cosine_transform` of the flat image; that and deviation as from `flattened`.
+    """
+    response = kernel_response(under_mask(template, mask), deviation.shape)
+    return filtered(transform, response) / (deviation * math.sqrt(float(mask.sum())))
 
 
 def profile_template(image: Image, at_px: NDArray[np.floating], reach_px: int) -> Image:
@@ -200,30 +205,74 @@ def _spaced(at: np.ndarray, distance: float, ny: int, nx: int) -> np.ndarray:
     return kept
 
 
-PIXEL_SIGMAS, CANDIDATE_SIGMAS, CONTRAST_RATIO = 7.0, 5.0, 3.0
+PIXEL_SIGMAS, CONTRAST_RATIO, WIDER = 7.0, 3.0, 1.5
+"""Contrasts out of the ordinary are beyond so many robust deviations, and so many times those of the candidates. Patches
+of them are no particles if they are so many times as large."""
+VARIANCE_SIGMAS, VARIANCE_RATIO = 5.0, 1.5
+"""The same for local variances, whose logarithms are compared."""
 
 
-def outliers(image: Image, candidates_px: NDArray[np.floating], diameter_px: float) -> NDArray[np.bool_]:
-    """Where a micrograph, `standardised`, is not like the rest of it: contamination, carbon, edges -> (ny, nx) bool.
+@dataclass(frozen=True)
+class Contrast:
+    """A micrograph (ny, nx) and what is seen of it at the scale of a particle.
 
-    Two maps are looked at: the contrast at the scale of a particle, and the logarithm of the variance of that over two
-    diameters. What is out of the ordinary is judged by the robust spread over all pixels, and by what is there at the
-    candidates (n, 2), (x, y): few particles of strong contrast on plain ice are out of the ordinary for the ice, but
-    not among themselves. What is left out is closed, so that no islands stay within it.
+    inner: under a Gaussian of half a particle's radius; outer: under one of three radii; of: their difference.
     """
-    radius = diameter_px / 2.0
-    inner = smooth(image, radius / 2.0)
-    contrast = np.abs(inner - smooth(image, 3.0 * radius))
-    rows, columns = _pixels(candidates_px, image.shape)
-    spread = robust(inner - smooth(image, 3.0 * radius))[1]
-    typical = float(np.median(contrast[rows, columns])) if len(rows) else 0.0
-    bad = contrast > max(PIXEL_SIGMAS * spread, CONTRAST_RATIO * typical)
-    # The rest is judged without these, whose variance would reach far around them.
-    valid = 1.0 - _widened(bad, radius / 2.0).astype(np.float32)
-    middle = inner - smooth_where(image, valid, 2.0 * radius)
-    variance = np.log(smooth_where(middle * middle, valid, 2.0 * radius) + np.float32(1e-6))
-    limits = [median + CANDIDATE_SIGMAS * deviation for median, deviation in _spreads(variance, valid, rows, columns)]
-    return _closed(bad | (variance > max(limits)) if limits else bad, radius)
+
+    image: Image
+    diameter_px: float
+    inner: Image
+    outer: Image
+
+    @property
+    def of(self) -> Image:
+        return self.inner - self.outer
+
+
+def contrast(image: Image, diameter_px: float) -> Contrast:
+    """The contrast of a micrograph, `standardised`."""
+    transform, radius = cosine_transform(image), diameter_px / 2.0
+    inner, outer = (filtered(transform, gaussian_response(image.shape, r * radius)) for r in (0.5, 3.0))
+    return Contrast(image, diameter_px, inner, outer)
+
+
+def tamed(seen: Contrast) -> tuple[Image, NDArray[np.bool_]]:
+    """The micrograph with no contrast beyond PIXEL_SIGMAS, and the patches beyond it that are too wide for particles.
+
+    Neither needs to know the particles: for a first look, before it is known what is ordinary.
+    """
+    limit = np.float32(PIXEL_SIGMAS * robust(seen.of)[1])
+    strong, _ = scipy.ndimage.label(np.abs(seen.of) > limit)
+    too_wide = np.bincount(strong.ravel()) > WIDER * math.pi * (seen.diameter_px / 2.0) ** 2
+    too_wide[0] = False
+    return seen.image - (seen.of - np.clip(seen.of, -limit, limit)), too_wide[strong]
+
+
+def outliers(seen: Contrast, wide: NDArray[np.bool_], candidates_px: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Where a micrograph is not like the rest of it: contamination, carbon, edges -> (ny, nx) bool.
+
+    wide: from `tamed`. Looked at are the contrast, and over two diameters its variance and that of what is finer. What
+    is out of the ordinary is judged by the robust spread over all pixels, and by what is there at the candidates (n, 2),
+    (x, y): few particles of strong contrast on plain ice are out of the ordinary for the ice, but not among themselves.
+    What is left out is closed, so that no small islands stay within it.
+    """
+    radius = seen.diameter_px / 2.0
+    rows, columns = _pixels(candidates_px, seen.image.shape)
+    typical = float(np.median(np.abs(seen.of[rows, columns]))) if len(rows) else 0.0
+    bad = wide | (np.abs(seen.of) > max(PIXEL_SIGMAS * robust(seen.of)[1], CONTRAST_RATIO * typical))
+    # The rest is judged without these and what they do to the mean around them.
+    valid = 1.0 - _widened(bad, radius).astype(np.float32)
+    variance = local_mean(valid, seen.diameter_px)
+    middle = seen.inner - (local_mean(valid, 3.0 * radius)(seen.image) if bad.any() else seen.outer)
+    for part in (middle, seen.image - seen.inner):
+        level = np.log(np.maximum(variance(part * part), np.float32(1e-6)))
+        limits = [
+            median + max(VARIANCE_SIGMAS * deviation, math.log(VARIANCE_RATIO))
+            for median, deviation in _spreads(level, valid, rows, columns)
+        ]
+        if limits:
+            bad = bad | (level > max(limits))
+    return _closed(bad, radius)
 
 
 def _spreads(values: Image, valid: Image, rows: np.ndarray, columns: np.ndarray) -> list[tuple[float, float]]:
@@ -254,8 +303,9 @@ def threshold(scores: Float32, decoys: Float32 | None = None) -> float:
     scores: (n,), of all peaks. decoys: (m,), of the peaks of the template with its contrast turned over, which find
     what noise can do. The scores are taken as a mixture of two normal distributions, and parted where either is as
     likely. Where there are few particles, or none, that parts the noise; so the threshold is raised until there are
-    three peaks for each decoy above it, as in target-decoy competition (J. E. Elias and S. P. Gygi, Nat. Methods 4,
-    207, 2007). Where nearly all peaks are particles it parts those; so it is at most the 99th percentile of the decoys.
+    DECOY_RATIO peaks for each decoy above it, as in target-decoy competition (J. E. Elias and S. P. Gygi, Nat. Methods
+    4, 207, 2007). The ratio is low, for decoys are more than noise where particles are crowded: the gaps between them.
+    Where nearly all peaks are particles it parts those; so it is at most the 99th percentile of the decoys.
     """
     if len(scores) == 0:
         return 1.0
@@ -268,10 +318,10 @@ def threshold(scores: Float32, decoys: Float32 | None = None) -> float:
 
 
 def _rarely_noise(scores: Float32, decoys: Float32) -> float:
-    """The lowest score above which there are three peaks for each decoy and one more."""
+    """The lowest score above which there are DECOY_RATIO peaks for each decoy and one more."""
     levels = np.sort(scores)[::-1]
     above = len(decoys) - np.searchsorted(np.sort(decoys), levels)
-    fine = np.flatnonzero(3 * (above + 1) <= np.arange(1, len(levels) + 1))
+    fine = np.flatnonzero(DECOY_RATIO * (above + 1) <= np.arange(1, len(levels) + 1))
     return float(levels[fine[-1]]) if len(fine) else float(np.nextafter(levels[0], np.float32(np.inf)))
 
 

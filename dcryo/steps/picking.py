@@ -10,7 +10,7 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 from dcryo.kernels import fft, picking
-from dcryo.kernels.coarse import Image, coarse_shape, shrink
+from dcryo.kernels.coarse import Image, coarse_shape, cosine_transform, shrink
 from dcryo.kernels.ctf import ctf
 from dcryo.kernels.filters import radius_px, resample_volume, rescale_images
 from dcryo.kernels.masks import cosine_edge
@@ -91,10 +91,12 @@ class Picks:
 class _Sight:
     """A micrograph at the coarse pixel size, particles white on dark.
 
-    flat: less its background; deviation: around each pixel (`picking.flattened`); allowed: where picks may be.
+    flat: less its background; transform: of that, `coarse.cosine_transform`; deviation: around each pixel
+    (`picking.flattened`); allowed: where picks may be.
     """
 
     flat: Image
+    transform: Image
     deviation: Image
     allowed: NDArray[np.bool_]
     search: Search
@@ -140,10 +142,11 @@ def find(
     inside = _inside(shape, search.edge_A / coarse_A)
 
     # What is out of the ordinary shows when it is known what is ordinary, so blobs are looked for twice.
-    sight = _sight(plain, np.ones(shape, bool), inside, search, coarse_A)
+    seen = picking.contrast(plain, search.diameters_A[1] / coarse_A)
+    tame, wide = picking.tamed(seen)
+    sight = _sight(tame, ~wide, inside & ~wide, search, coarse_A)
     at, values = sight.peaks(_of_blobs(sight).best)
-    ordinary = at[values >= picking.threshold(values)]
-    excluded = picking.outliers(plain, ordinary, sight.diameter_px)
+    excluded = picking.outliers(seen, wide, at[values >= picking.threshold(values)])
     sight = _sight(plain, ~excluded, inside & ~excluded, search, coarse_A)
     scores = _of_blobs(sight) if templates is None else _of_templates(sight, templates, optics)
     at, values = sight.peaks(scores.best)
@@ -167,8 +170,8 @@ def find(
 def _sight(
     plain: Image, valid: NDArray[np.bool_], allowed: NDArray[np.bool_], search: Search, coarse_A: float
 ) -> _Sight:
-    diameter_px = search.diameters_A[1] / coarse_A
-    return _Sight(*picking.flattened(plain, valid.astype(np.float32), diameter_px), allowed, search, coarse_A)
+    flat, deviation = picking.flattened(plain, valid.astype(np.float32), search.diameters_A[1] / coarse_A)
+    return _Sight(flat, cosine_transform(flat), deviation, allowed, search, coarse_A)
 
 
 def _inside(shape: tuple[int, int], edge_px: float) -> NDArray[np.bool_]:
@@ -182,7 +185,7 @@ def _of_blobs(sight: _Sight) -> _Scores:
     smallest, largest = sight.search.diameters_A
     count = 1 + math.ceil(math.log(largest / smallest) / math.log(RANGE_STEP) - 1e-9)
     each = [
-        picking.isotropic_scores(sight.flat, sight.deviation, *picking.blob(diameter / sight.coarse_A))
+        picking.isotropic_scores(sight.transform, sight.deviation, *picking.blob(diameter / sight.coarse_A))
         for diameter in np.geomspace(smallest, largest, count)
     ]
     best, worst = np.max(each, axis=0), np.min(each, axis=0)
@@ -204,7 +207,7 @@ def _of_profile(sight: _Sight, scores: Image) -> Image:
         if len(best) < FEWEST:
             break
         template = picking.profile_template(even, best, len(mask) // 2)
-        scores = picking.isotropic_scores(sight.flat, sight.deviation, template, mask)
+        scores = picking.isotropic_scores(sight.transform, sight.deviation, template, mask)
     return scores
 
 
