@@ -21,7 +21,7 @@ def coarse_shape(shape: tuple[int, int], factor: float) -> tuple[int, int]:
     """
     if factor < 1:
         return shape
-    ny, nx = (min(size, scipy.fft.next_fast_len(max(8, round(size / factor)), real=True)) for size in shape)
+    ny, nx = (min(size, scipy.fft.next_fast_len(max(8, round(size / factor)))) for size in shape)
     return ny, nx
 
 
@@ -54,14 +54,8 @@ def cosine_transform(image: Image) -> Image:
     return scipy.fft.dctn(image, type=2)
 
 
-def frequencies(shape: tuple[int, int]) -> Image:
-    """|k| of each element of a cosine transform, in cycles per pixel, (ny, nx) float32."""
-    ky, kx = (np.arange(size, dtype=np.float32) / np.float32(2 * size) for size in shape)
-    return np.sqrt(ky[:, None] ** 2 + kx**2)
-
-
 def filtered(transform: Image, response: Image) -> Image:
-    """The image of a cosine transform times a filter's `response` (ny, nx) at `frequencies`."""
+    """The image of a cosine transform times a filter's `response` (ny, nx), at k / 2 cycles per side."""
     return scipy.fft.idctn(transform * response, type=2)
 
 
@@ -90,13 +84,8 @@ def local_mean(weight: Image, sigma_px: float) -> Callable[[Image], Image]:
 
 
 def kernel_response(kernel: Image, shape: tuple[int, int]) -> Image:
-    """Response (ny, nx) of an isotropic kernel (2n + 1, 2n + 1) about its central pixel.
-
-    Its transform is isotropic too, so that its values along one axis, of the kernel's sum along the other, are all.
-    """
+    """Response (ny, nx) of a kernel (2n + 1, 2n + 1) that is even in x and in y, about its central pixel."""
     reach = kernel.shape[0] // 2
-    line = kernel.sum(axis=0, dtype=np.float64)
-    x = np.arange(-reach, reach + 1)
-    k = np.linspace(0.0, np.sqrt(0.5), 16 * len(line))
-    values = np.cos(2.0 * np.pi * k[:, None] * x) @ line
-    return np.interp(frequencies(shape), k, values).astype(np.float32)
+    offset = np.arange(-reach, reach + 1)
+    waves = [np.cos(np.outer(np.arange(size), offset) * (np.pi / size)).astype(np.float32) for size in shape]
+    return waves[0] @ np.asarray(kernel, dtype=np.float32) @ waves[1].T

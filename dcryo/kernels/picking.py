@@ -1,6 +1,6 @@
 """Where particles are in a micrograph: scores, peaks, what to leave out, and what to take.
 
-All of it at a coarse pixel size, at which a particle is some thirty pixels wide. A score is the correlation of what is
+All of it at a coarse pixel size, at which a particle is some twenty pixels wide. A score is the correlation of what is
 around a pixel with a template that has zero mean and unit norm under its mask, divided by the standard deviation of the
 micrograph around it times the square root of the mask's pixels. Taken over the mask alone the deviation would make it
 the normalised correlation of A. M. Roseman (Ultramicroscopy 94, 225, 2003), which is blind to contrast: noise that
@@ -30,7 +30,7 @@ Float32 = NDArray[np.float32]
 BACKGROUND_DIAMETERS = 1.0
 """Standard deviation of the Gaussian, in diameters, over which background and local deviation are taken."""
 CLIP_SIGMAS = 8.0
-DECOY_RATIO = 1.5
+DECOY_RATIO, DECOY_SIGMAS, DECOY_REACH = 1.5, 2.5, 1.3
 
 
 def robust(values: NDArray[np.floating]) -> tuple[float, float]:
@@ -68,8 +68,7 @@ def disc(radius_px: float) -> Image:
 def blob(diameter_px: float) -> tuple[Image, Image]:
     """Template of a bright disc, the negative Laplacian of a Gaussian, and its mask, (2n + 1, 2n + 1) each.
 
-    Its response to discs is greatest at the given diameter: sigma = radius / sqrt(2) (T. Lindeberg, Int. J. Comput.
-    Vis. 30, 79, 1998); as templates have unit norm, those of several diameters are on one scale.
+    Its zero lies at the disc's edge: sigma = radius / sqrt(2) (T. Lindeberg, Int. J. Comput. Vis. 30, 79, 1998).
     """
     sigma = diameter_px / math.sqrt(8.0)
     r2 = (_radii(math.ceil(4.0 * sigma)) / sigma) ** 2
@@ -90,12 +89,13 @@ def under_mask(template: Image, mask: Image) -> Image:
 
 
 def isotropic_scores(transform: Image, deviation: Image, template: Image, mask: Image) -> Image:
-    """Scores (ny, nx) of an isotropic template and its mask, (m, m) both.
+    """Correlation (ny, nx) with an isotropic template under its mask, (m, m) both, over the local deviation.
 
-    transform: `coarse.cosine_transform` of the flat image; that and deviation as from `flattened`.
+    transform: `coarse.cosine_transform` of the flat image; that and deviation as from `flattened`. In white noise the
+    result has a standard deviation of 1.
     """
     response = kernel_response(under_mask(template, mask), deviation.shape)
-    return filtered(transform, response) / (deviation * math.sqrt(float(mask.sum())))
+    return filtered(transform, response) / deviation
 
 
 def profile_template(image: Image, at_px: NDArray[np.floating], reach_px: int) -> Image:
@@ -303,9 +303,10 @@ def threshold(scores: Float32, decoys: Float32 | None = None) -> float:
     scores: (n,), of all peaks. decoys: (m,), of the peaks of the template with its contrast turned over, which find
     what noise can do. The scores are taken as a mixture of two normal distributions, and parted where either is as
     likely. Where there are few particles, or none, that parts the noise; so the threshold is raised until there are
-    DECOY_RATIO peaks for each decoy above it, as in target-decoy competition (J. E. Elias and S. P. Gygi, Nat. Methods
-    4, 207, 2007). The ratio is low, for decoys are more than noise where particles are crowded: the gaps between them.
-    Where nearly all peaks are particles it parts those; so it is at most the 99th percentile of the decoys.
+    DECOY_RATIO peaks for each decoy above it, and more by DECOY_SIGMAS than chance gives, as in target-decoy competition
+    (J. E. Elias and S. P. Gygi, Nat. Methods 4, 207, 2007), or until it is well beyond all decoys. The ratio is low, for
+    decoys are more than noise where particles are crowded: the gaps between them. Where nearly all peaks are particles
+    the mixture parts those; so it counts at most up to the 99th percentile of the decoys.
     """
     if len(scores) == 0:
         return 1.0
@@ -318,11 +319,18 @@ def threshold(scores: Float32, decoys: Float32 | None = None) -> float:
 
 
 def _rarely_noise(scores: Float32, decoys: Float32) -> float:
-    """The lowest score above which there are DECOY_RATIO peaks for each decoy and one more."""
+    """The lowest score above which peaks outnumber decoys by far enough, or one that is beyond what decoys reach."""
     levels = np.sort(scores)[::-1]
     above = len(decoys) - np.searchsorted(np.sort(decoys), levels)
-    fine = np.flatnonzero(DECOY_RATIO * (above + 1) <= np.arange(1, len(levels) + 1))
-    return float(levels[fine[-1]]) if len(fine) else float(np.nextafter(levels[0], np.float32(np.inf)))
+    count = np.arange(1, len(levels) + 1)
+    fine = (count >= DECOY_RATIO * above) & (count - above >= 1 + DECOY_SIGMAS * np.sqrt(count + above))
+    lowest = np.flatnonzero(fine)
+    if len(lowest):
+        return float(levels[lowest[-1]])
+    if len(decoys) == 0:
+        return float(np.nextafter(levels[0], np.float32(np.inf)))
+    median = float(np.median(decoys))
+    return median + DECOY_REACH * (float(decoys.max()) - median)
 
 
 def _parted(x: NDArray[np.float64]) -> float:

@@ -26,9 +26,8 @@ MASK_RADII = 1.4
 """Radius of the mask of templates, in those of the particle: the fringe around it tells as much as the inside."""
 BEST_FRACTION, FEWEST, ROUNDS = 0.3, 10, 3
 """The micrograph's own profile is that of so large a part of what was found, at least so many, taken so often."""
-RANGE = 1.3
-"""Diameters further apart than this have no profile in common."""
-RANGE_STEP = 1.2
+RANGE_STEP = 1.25
+"""Of several diameters each is at most so many times the one before."""
 PREVIEW_PX = 400
 
 
@@ -127,8 +126,8 @@ def find(
     """The particles of a micrograph (ny, nx) with pixels of `pixel_size_A`.
 
     templates: (K, m, m) from `project` or `scaled`, white on dark; without them blobs of the diameters are looked for,
-    and then, if there is one diameter, what looks like the best of those: their mean profile, which has the rings of
-    the defocus, taken again from what it finds. optics: of the CTF that templates are multiplied with, if it is known.
+    and then what looks like the best of those: their mean profile, which has the rings of the defocus, taken again from
+    what it finds. optics: of the CTF that templates are multiplied with, if it is known.
     Raises ValueError where the micrograph is constant, not finite or smaller than two particles.
     """
     if not np.isfinite(image).all():
@@ -181,23 +180,19 @@ def _inside(shape: tuple[int, int], edge_px: float) -> NDArray[np.bool_]:
 
 
 def _of_blobs(sight: _Sight) -> _Scores:
-    """Scores of blobs, and for particles of one size of the profile that the best of them have in common."""
+    """Scores of the profile that the best blobs have in common; of several diameters, the best of those of each."""
     smallest, largest = sight.search.diameters_A
     count = 1 + math.ceil(math.log(largest / smallest) / math.log(RANGE_STEP) - 1e-9)
-    each = [
-        picking.isotropic_scores(sight.transform, sight.deviation, *picking.blob(diameter / sight.coarse_A))
-        for diameter in np.geomspace(smallest, largest, count)
-    ]
-    best, worst = np.max(each, axis=0), np.min(each, axis=0)
-    if largest <= RANGE * smallest:
-        best = _of_profile(sight, best)
-        worst = best
+    each = [_of_profile(sight, diameter / sight.coarse_A) for diameter in np.geomspace(smallest, largest, count)]
+    norm = math.sqrt(float(picking.disc(MASK_RADII * sight.diameter_px / 2.0).sum()))
+    best, worst = np.max(each, axis=0) / norm, np.min(each, axis=0) / norm
     return _Scores(best, -worst, np.zeros(best.shape, np.int32), np.zeros(best.shape, np.float32))
 
 
-def _of_profile(sight: _Sight, scores: Image) -> Image:
-    """Scores of the mean profile of the best; those that are given where there are too few."""
-    mask = picking.disc(MASK_RADII * sight.diameter_px / 2.0)
+def _of_profile(sight: _Sight, diameter_px: float) -> Image:
+    """Correlation with the mean profile of the best blobs of a diameter; that with blobs where they are too few."""
+    scores = picking.isotropic_scores(sight.transform, sight.deviation, *picking.blob(diameter_px))
+    mask = picking.disc(MASK_RADII * diameter_px / 2.0)
     even = sight.flat / sight.deviation
     for turn in range(ROUNDS):
         at, values = sight.peaks(scores)
