@@ -55,6 +55,7 @@ class PickOptions(OutOptions, ClusterOptions, WatchOptions, MicrographOptions):
         None, ge=0, description="from the micrograph's edges, at least (default: the largest radius)"
     )
     contrast: Literal["dark", "light"] = Field("dark", description="particles are darker or lighter than the ice")
+    exclude: bool = Field(True, description="leave out carbon, contamination and what else is unlike the rest")
     keep_flagged: bool = Field(False, description="also pick on micrographs that were flagged")
     labels: Path | None = Field(None, description="known coordinates to compare with: STAR file, or directory of files")
     write_box_px: int | None = Field(None, gt=0, description="also write NAME.box, with boxes of so many pixels")
@@ -81,6 +82,7 @@ class PickOptions(OutOptions, ClusterOptions, WatchOptions, MicrographOptions):
             threshold=self.threshold,
             most=self.most,
             step_deg=self.in_plane_step_deg,
+            exclude=self.exclude,
         )
 
 

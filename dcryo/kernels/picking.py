@@ -23,6 +23,7 @@ from dcryo.kernels.coarse import (
     gaussian_response,
     kernel_response,
     local_mean,
+    smooth,
 )
 
 Float32 = NDArray[np.float32]
@@ -30,7 +31,7 @@ Float32 = NDArray[np.float32]
 BACKGROUND_DIAMETERS = 1.0
 """Standard deviation of the Gaussian, in diameters, over which background and local deviation are taken."""
 CLIP_SIGMAS = 8.0
-DECOY_RATIO, DECOY_SIGMAS, DECOY_REACH = 1.5, 2.5, 1.3
+DECOY_RATIO, DECOY_SIGMAS, DECOY_REACH = 1.5, 3.0, 1.3
 
 
 def robust(values: NDArray[np.floating]) -> tuple[float, float]:
@@ -205,11 +206,14 @@ def _spaced(at: np.ndarray, distance: float, ny: int, nx: int) -> np.ndarray:
     return kept
 
 
-PIXEL_SIGMAS, CONTRAST_RATIO, WIDER = 7.0, 3.0, 1.5
-"""Contrasts out of the ordinary are beyond so many robust deviations, and so many times those of the candidates. Patches
-of them are no particles if they are so many times as large."""
-VARIANCE_SIGMAS, VARIANCE_RATIO = 5.0, 1.5
+PIXEL_SIGMAS, CONTRAST_RATIO = 7.0, 3.0
+"""Contrasts out of the ordinary are beyond so many robust deviations, and so many times those of the candidates."""
+WIDER, FEW = 1.5, 5.0
+"""Patches are of more than a particle, and of more than a few, if they are so many times as large."""
+VARIANCE_SIGMAS, VARIANCE_RATIO = 6.0, 1.5
 """The same for local variances, whose logarithms are compared."""
+_PARTS, _QUANTILES = (0.05, 0.25), (-1.645, -0.674)
+"""Parts of a normal distribution, and how many deviations from its mean they reach to."""
 
 
 @dataclass(frozen=True)
@@ -237,47 +241,65 @@ def contrast(image: Image, diameter_px: float) -> Contrast:
 
 
 def tamed(seen: Contrast) -> tuple[Image, NDArray[np.bool_]]:
-    """The micrograph with no contrast beyond PIXEL_SIGMAS, and the patches beyond it that are too wide for particles.
+    """The micrograph with no contrast beyond PIXEL_SIGMAS, and where it is surely no ice with particles, (ny, nx) bool.
 
-    Neither needs to know the particles: for a first look, before it is known what is ordinary.
+    That is in patches, of more than a particle, that are beyond it, and in those, of more than a few, in which what is
+    far finer than particles has more variance than elsewhere, as on carbon. Neither needs to know the particles: for a
+    first look, before it is known what is ordinary.
     """
     limit = np.float32(PIXEL_SIGMAS * robust(seen.of)[1])
-    strong, _ = scipy.ndimage.label(np.abs(seen.of) > limit)
-    too_wide = np.bincount(strong.ravel()) > WIDER * math.pi * (seen.diameter_px / 2.0) ** 2
-    too_wide[0] = False
-    return seen.image - (seen.of - np.clip(seen.of, -limit, limit)), too_wide[strong]
+    particle = math.pi * (seen.diameter_px / 2.0) ** 2
+    wide = _patches(np.abs(seen.of) > limit, WIDER * particle)
+    valid = ~_widened(wide, seen.diameter_px / 2.0)
+    fine = seen.image - smooth(seen.image, seen.diameter_px / 8.0)
+    variance = local_mean(valid.astype(np.float32), seen.diameter_px / 2.0)
+    level = np.log(np.maximum(variance(fine * fine), np.float32(1e-6)))
+    rough = _patches(valid & (level > _limit(level[valid])), FEW * particle)
+    return seen.image - (seen.of - np.clip(seen.of, -limit, limit)), wide | rough
 
 
-def outliers(seen: Contrast, wide: NDArray[np.bool_], candidates_px: NDArray[np.floating]) -> NDArray[np.bool_]:
+def _patches(mask: NDArray[np.bool_], more_px: float) -> NDArray[np.bool_]:
+    """The connected parts of a mask that are of more pixels than that."""
+    part, _ = scipy.ndimage.label(mask)
+    large = np.bincount(part.ravel()) > more_px
+    large[0] = False
+    return large[part]
+
+
+def outliers(seen: Contrast, rough: NDArray[np.bool_], candidates_px: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Where a micrograph is not like the rest of it: contamination, carbon, edges -> (ny, nx) bool.
 
-    wide: from `tamed`. Looked at are the contrast, and over two diameters its variance and that of what is finer. What
-    is out of the ordinary is judged by the robust spread over all pixels, and by what is there at the candidates (n, 2),
-    (x, y): few particles of strong contrast on plain ice are out of the ordinary for the ice, but not among themselves.
-    What is left out is closed, so that no small islands stay within it.
+    rough: from `tamed`. Looked at are the contrast, and its variance over two diameters. What is out of the ordinary is
+    judged by the robust spread over all pixels, and by what is there at the candidates (n, 2), (x, y): few particles of
+    strong contrast on plain ice are out of the ordinary for the ice, but not among themselves. What is left out is
+    closed, so that no small islands stay within it.
     """
     radius = seen.diameter_px / 2.0
     rows, columns = _pixels(candidates_px, seen.image.shape)
     typical = float(np.median(np.abs(seen.of[rows, columns]))) if len(rows) else 0.0
-    bad = wide | (np.abs(seen.of) > max(PIXEL_SIGMAS * robust(seen.of)[1], CONTRAST_RATIO * typical))
+    spread = robust(seen.of[~rough])[1] if not rough.all() else 0.0
+    bad = rough | (np.abs(seen.of) > max(PIXEL_SIGMAS * spread, CONTRAST_RATIO * typical))
     # The rest is judged without these and what they do to the mean around them.
-    valid = 1.0 - _widened(bad, radius).astype(np.float32)
-    variance = local_mean(valid, seen.diameter_px)
-    middle = seen.inner - (local_mean(valid, 3.0 * radius)(seen.image) if bad.any() else seen.outer)
-    for part in (middle, seen.image - seen.inner):
-        level = np.log(np.maximum(variance(part * part), np.float32(1e-6)))
-        limits = [
-            median + max(VARIANCE_SIGMAS * deviation, math.log(VARIANCE_RATIO))
-            for median, deviation in _spreads(level, valid, rows, columns)
-        ]
-        if limits:
-            bad = bad | (level > max(limits))
-    return _closed(bad, radius)
+    valid = ~_widened(bad, radius)
+    weight = valid.astype(np.float32)
+    middle = seen.inner - (local_mean(weight, 3.0 * radius)(seen.image) if bad.any() else seen.outer)
+    level = np.log(np.maximum(local_mean(weight, seen.diameter_px)(np.square(middle)), np.float32(1e-6)))
+    of_candidates = level[rows, columns][valid[rows, columns]]
+    return _closed(bad | (valid & (level > max(_limit(level[valid]), _limit(of_candidates)))), radius)
 
 
-def _spreads(values: Image, valid: Image, rows: np.ndarray, columns: np.ndarray) -> list[tuple[float, float]]:
-    everywhere, candidates = values[valid > 0.5], values[rows, columns][valid[rows, columns] > 0.5]
-    return [robust(some) for some in (everywhere, candidates) if len(some)]
+def _limit(levels: NDArray[np.floating]) -> float:
+    """How far ordinary logarithms of variances go, -inf where there are none.
+
+    Their median and deviation are taken from the values below the median: carbon may be half of a micrograph, or of the
+    candidates, and what it does to variances it does above.
+    """
+    if len(levels) == 0:
+        return -math.inf
+    low, middle = np.percentile(levels, [100 * part for part in _PARTS])
+    deviation = float(middle - low) / (_QUANTILES[1] - _QUANTILES[0])
+    median = float(middle) - _QUANTILES[1] * deviation
+    return median + max(VARIANCE_SIGMAS * deviation, math.log(VARIANCE_RATIO))
 
 
 def _pixels(at_px: NDArray[np.floating], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -302,35 +324,32 @@ def threshold(scores: Float32, decoys: Float32 | None = None) -> float:
 
     scores: (n,), of all peaks. decoys: (m,), of the peaks of the template with its contrast turned over, which find
     what noise can do. The scores are taken as a mixture of two normal distributions, and parted where either is as
-    likely. Where there are few particles, or none, that parts the noise; so the threshold is raised until there are
-    DECOY_RATIO peaks for each decoy above it, and more by DECOY_SIGMAS than chance gives, as in target-decoy competition
-    (J. E. Elias and S. P. Gygi, Nat. Methods 4, 207, 2007), or until it is well beyond all decoys. The ratio is low, for
-    decoys are more than noise where particles are crowded: the gaps between them. Where nearly all peaks are particles
-    the mixture parts those; so it counts at most up to the 99th percentile of the decoys.
+    likely, or, if that is lower, where F1 is greatest if decoys stand for the false ones. Where particles are few, or
+    there are none, that parts the noise; so the threshold is raised until there are DECOY_RATIO peaks for each decoy above it,
+    and more by DECOY_SIGMAS than chance gives, as in target-decoy competition (J. E. Elias and S. P. Gygi, Nat. Methods
+    4, 207, 2007), or until it is well beyond all decoys. The ratio is low, for decoys are more than noise where
+    particles are crowded: the gaps between them.
     """
     if len(scores) == 0:
         return 1.0
     parted = _parted(np.sort(scores.astype(np.float64)))
     if decoys is None:
         return parted
-    if len(decoys):
-        parted = min(parted, float(np.percentile(decoys, 99)))
-    return max(parted, _rarely_noise(scores, decoys))
-
-
-def _rarely_noise(scores: Float32, decoys: Float32) -> float:
-    """The lowest score above which peaks outnumber decoys by far enough, or one that is beyond what decoys reach."""
     levels = np.sort(scores)[::-1]
-    above = len(decoys) - np.searchsorted(np.sort(decoys), levels)
     count = np.arange(1, len(levels) + 1)
+    above = len(decoys) - np.searchsorted(np.sort(decoys), levels)
+    # As many are right as there are more peaks than decoys.
+    right = np.maximum.accumulate(np.maximum(count - above, 0))
+    most_f1 = float(levels[np.argmax(right / (count + right[-1]))])
     fine = (count >= DECOY_RATIO * above) & (count - above >= 1 + DECOY_SIGMAS * np.sqrt(count + above))
-    lowest = np.flatnonzero(fine)
-    if len(lowest):
-        return float(levels[lowest[-1]])
-    if len(decoys) == 0:
-        return float(np.nextafter(levels[0], np.float32(np.inf)))
-    median = float(np.median(decoys))
-    return median + DECOY_REACH * (float(decoys.max()) - median)
+    if fine.any():
+        lowest = float(levels[np.flatnonzero(fine)[-1]])
+    elif len(decoys):
+        median = float(np.median(decoys))
+        lowest = median + DECOY_REACH * (float(decoys.max()) - median)
+    else:
+        lowest = float(np.nextafter(levels[0], np.float32(np.inf)))
+    return max(min(parted, most_f1), lowest)
 
 
 def _parted(x: NDArray[np.float64]) -> float:

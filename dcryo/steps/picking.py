@@ -24,6 +24,8 @@ ACROSS_PX = 24
 """Coarse pixels to the diameter of a particle."""
 MASK_RADII = 1.4
 """Radius of the mask of templates, in those of the particle: the fringe around it tells as much as the inside."""
+HANDFUL = 6
+"""Fewer that stand out are rather contamination than all the particles of a micrograph."""
 BEST_FRACTION, FEWEST, ROUNDS = 0.3, 10, 3
 """The micrograph's own profile is that of so large a part of what was found, at least so many, taken so often."""
 RANGE_STEP = 1.25
@@ -38,6 +40,7 @@ class Search:
     diameters_A: smallest and largest, the same for particles of one size. distance_A: between picks, at least; edge_A:
     from the micrograph's edges, at least. sign: -1 for particles dark on white, 1 for white on dark. threshold: of the
     score, None to find it; most: picks in a micrograph, None for any number. step_deg: of in-plane angles of templates.
+    exclude: whether carbon, contamination and the like are left out.
     """
 
     diameters_A: tuple[float, float]
@@ -47,6 +50,7 @@ class Search:
     threshold: float | None = None
     most: int | None = None
     step_deg: float = 10.0
+    exclude: bool = True
 
     @property
     def coarse_A(self) -> float:
@@ -140,12 +144,7 @@ def find(
     plain = np.float32(search.sign) * picking.standardised(shrink(image, shape))
     inside = _inside(shape, search.edge_A / coarse_A)
 
-    # What is out of the ordinary shows when it is known what is ordinary, so blobs are looked for twice.
-    seen = picking.contrast(plain, search.diameters_A[1] / coarse_A)
-    tame, wide = picking.tamed(seen)
-    sight = _sight(tame, ~wide, inside & ~wide, search, coarse_A)
-    at, values = sight.peaks(_of_blobs(sight).best)
-    excluded = picking.outliers(seen, wide, at[values >= picking.threshold(values)])
+    excluded = _excluded(plain, inside, search, coarse_A) if search.exclude else np.zeros(shape, bool)
     sight = _sight(plain, ~excluded, inside & ~excluded, search, coarse_A)
     scores = _of_blobs(sight) if templates is None else _of_templates(sight, templates, optics)
     at, values = sight.peaks(scores.best)
@@ -166,6 +165,14 @@ def find(
     )
 
 
+def _excluded(plain: Image, inside: NDArray[np.bool_], search: Search, coarse_A: float) -> NDArray[np.bool_]:
+    """What to leave out. What is out of the ordinary shows when it is known what is ordinary: by a first look."""
+    seen = picking.contrast(plain, search.diameters_A[1] / coarse_A)
+    tame, rough = picking.tamed(seen)
+    sight = _sight(tame, ~rough, inside & ~rough, search, coarse_A)
+    return picking.outliers(seen, rough, _ordinary(*sight.peaks(_of_blobs(sight).best)))
+
+
 def _sight(
     plain: Image, valid: NDArray[np.bool_], allowed: NDArray[np.bool_], search: Search, coarse_A: float
 ) -> _Sight:
@@ -177,6 +184,15 @@ def _inside(shape: tuple[int, int], edge_px: float) -> NDArray[np.bool_]:
     """Pixels that are not nearer to an edge than that."""
     y, x = (np.minimum(np.arange(size), size - 1 - np.arange(size)) >= edge_px for size in shape)
     return y[:, None] & x
+
+
+def _ordinary(at: NDArray[np.float64], values: Float32) -> NDArray[np.float64]:
+    """Those of the peaks (n, 2), best first, that are likelier particles than noise.
+
+    A handful that stands out is rather contamination than all particles there are: then it is the best by rank.
+    """
+    above = at[values >= picking.threshold(values)]
+    return above if len(above) >= HANDFUL else at[: math.ceil(BEST_FRACTION * len(at))]
 
 
 def _of_blobs(sight: _Sight) -> _Scores:

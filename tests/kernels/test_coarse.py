@@ -47,9 +47,7 @@ def test_coarse_shapes_are_quickly_transformed_and_near_what_was_asked(shape):
 @pytest.mark.parametrize("shape", [(11, 16), (12, 9)])
 def test_smoothing_is_a_gaussian_over_a_mirrored_image(shape):
     image = noise(shape)
-    np.testing.assert_allclose(
-        coarse.smooth(image, 1.7), naive.gaussian_mean(image, np.ones(shape), 1.7), atol=1e-4
-    )
+    np.testing.assert_allclose(coarse.smooth(image, 1.7), naive.gaussian_mean(image, np.ones(shape), 1.7), atol=1e-4)
 
 
 def test_a_local_mean_is_over_what_has_weight():

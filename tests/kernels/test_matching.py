@@ -12,7 +12,9 @@ def test_every_number_of_best_picks_has_as_many_pairs_as_can_be(n, m, within, se
     rng = np.random.Generator(np.random.Philox(seed))
     picks, labels = rng.uniform(0, 8, (n, 2)), rng.uniform(0, 8, (m, 2))
     found = matched(picks, labels, within)
-    assert [int(found[:k].sum()) for k in range(n + 1)] == [naive.pairs(picks[:k], labels, within) for k in range(n + 1)]
+    assert [int(found[:k].sum()) for k in range(n + 1)] == [
+        naive.pairs(picks[:k], labels, within) for k in range(n + 1)
+    ]
 
 
 def test_a_label_counts_once_and_a_better_pairing_is_found():
