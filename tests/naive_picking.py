@@ -49,11 +49,13 @@ def shrunk(image, shape):
 
 def peaks(scores, allowed, distance):
     """Greedy, best first: local maxima of 3 by 3 pixels, none at the edge; positions by parabolas."""
-    found = []
-    for y in range(1, scores.shape[0] - 1):
-        for x in range(1, scores.shape[1] - 1):
-            if allowed[y, x] and scores[y, x] == scores[y - 1 : y + 2, x - 1 : x + 2].max():
-                found.append((scores[y, x], x + vertex(scores[y, x - 1 : x + 2]), y + vertex(scores[y - 1 : y + 2, x])))
+    ny, nx = scores.shape
+    found = [
+        (scores[y, x], x + vertex(scores[y, x - 1 : x + 2]), y + vertex(scores[y - 1 : y + 2, x]))
+        for y in range(1, ny - 1)
+        for x in range(1, nx - 1)
+        if allowed[y, x] and scores[y, x] == scores[y - 1 : y + 2, x - 1 : x + 2].max()
+    ]
     found.sort(reverse=True)
     kept = []
     for score, x, y in found:

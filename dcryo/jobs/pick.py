@@ -102,7 +102,7 @@ class PickResult:
 
     def summary(self) -> str:
         lines = [f"{self.out / PICKS}: {self.picks} particles on {self.micrographs} micrographs"]
-        if self.labels:
+        if self.labels and self.labels["labels"]:
             words = (f"{name} {self.labels[name]:.3f}" for name in ("precision", "recall", "f1"))
             lines.append(f"against {self.labels['labels']} labels: {', '.join(words)}")
         return "\n".join(lines)

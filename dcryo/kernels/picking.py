@@ -325,10 +325,10 @@ def threshold(scores: Float32, decoys: Float32 | None = None) -> float:
     scores: (n,), of all peaks. decoys: (m,), of the peaks of the template with its contrast turned over, which find
     what noise can do. The scores are taken as a mixture of two normal distributions, and parted where either is as
     likely, or, if that is lower, where F1 is greatest if decoys stand for the false ones. Where particles are few, or
-    there are none, that parts the noise; so the threshold is raised until there are DECOY_RATIO peaks for each decoy above it,
-    and more by DECOY_SIGMAS than chance gives, as in target-decoy competition (J. E. Elias and S. P. Gygi, Nat. Methods
-    4, 207, 2007), or until it is well beyond all decoys. The ratio is low, for decoys are more than noise where
-    particles are crowded: the gaps between them.
+    there are none, that parts the noise; so the threshold is raised until there are DECOY_RATIO peaks for each decoy
+    above it, and more by DECOY_SIGMAS than chance gives, as in target-decoy competition (J. E. Elias and S. P. Gygi,
+    Nat. Methods 4, 207, 2007), or until it is well beyond all decoys. The ratio is low, for decoys are more than noise
+    where particles are crowded: the gaps between them.
     """
     if len(scores) == 0:
         return 1.0

@@ -19,6 +19,7 @@ from dcryo.errors import InputError
 from dcryo.jobs.pick import PickOptions, PickResult, pick
 from dcryo.kernels.matching import matched
 from dcryo.kernels.symmetry import operators
+from dcryo.report import write_report
 from dcryo.steps import picking
 
 SHAPE = (300, 340)
@@ -106,6 +107,13 @@ def test_labels_give_precision_and_recall(result: PickResult, truth: list[small.
     curve = labels["curve"]
     assert (np.diff(curve["threshold"]) < 0).all() and (np.diff(curve["recall"]) >= 0).all()
     assert f"f1 {labels['f1']:.3f}" in result.summary()
+
+
+def test_the_report_draws_precision_and_recall(result: PickResult, tmp_path: Path) -> None:
+    page = write_report(result.out).read_text()
+    labels = Run.open(result.out).record["result"]["labels"]
+    assert "Precision and recall" in page and f"F1 {labels['f1']:.3f}" in page
+    assert "Could not be shown" not in page
 
 
 def test_the_same_bits_from_processes_and_after_going_on(source: Path, result: PickResult, tmp_path: Path) -> None:
