@@ -258,7 +258,7 @@ def precision_recall(curves: Mapping[str, np.ndarray], mark: tuple[float, float]
         axes.plot(*mark, "o", color=VERMILION, markersize=6, zorder=4)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     if len(curves) > 1:
-        _legend(axes, len(curves))
+        axes.legend(loc="lower left")
     return _svg(figure)
 
 

@@ -30,6 +30,8 @@ BEST_FRACTION, FEWEST, ROUNDS = 0.3, 10, 3
 """The micrograph's own profile is that of so large a part of what was found, at least so many, taken so often."""
 RANGE_STEP = 1.25
 """Of several diameters each is at most so many times the one before."""
+SAME_SCALE = 0.02
+"""Templates are rescaled for micrographs whose coarse pixel size, being their own, differs by more."""
 PREVIEW_PX = 400
 
 
@@ -77,7 +79,8 @@ class Picks:
 
     coordinate_px: (n, 2) float32, x and y in pixels of the micrograph, from its first column and row. score: (n,)
     float32. template: (n,) int32, from 0, and psi_deg: (n,) float32, the in-plane angle that turns it; both 0 without
-    templates. excluded: (ny, nx) bool, left out, on a coarse grid over the whole micrograph. preview: (ny, nx) float32.
+    templates. excluded: (ny, nx) bool, left out, on a coarse grid over the whole micrograph. preview: (ny, nx) float32,
+    in robust standard deviations.
     """
 
     coordinate_px: Float32
@@ -161,7 +164,7 @@ def find(
         taken=taken if search.most is None else min(taken, search.most),
         threshold=threshold,
         excluded=excluded,
-        preview=shrink(image, coarse_shape(image.shape, max(image.shape) / PREVIEW_PX)),
+        preview=picking.standardised(shrink(image, coarse_shape(image.shape, max(image.shape) / PREVIEW_PX))),
     )
 
 
@@ -224,6 +227,8 @@ def _of_profile(sight: _Sight, diameter_px: float) -> Image:
 
 def _of_templates(sight: _Sight, templates: Float32, optics: Optics | None) -> _Scores:
     flat, search, coarse_A = sight.flat, sight.search, sight.coarse_A
+    if abs(coarse_A / search.coarse_A - 1.0) > SAME_SCALE:
+        templates = centred(_resized(templates, search.coarse_A / coarse_A), _template_box_px(search, coarse_A))
     box = templates.shape[-1]
     mask = _mask(search, coarse_A, box)
     padded = tuple(scipy.fft.next_fast_len(size + box, real=True) for size in flat.shape)
@@ -272,9 +277,8 @@ def _transfer(optics: Optics, box_px: int, pixel_size_A: float) -> Float32:
 def _multiplied(template: Image, transfer: Float32) -> Image:
     """The template times a CTF, which is that of a box twice as wide."""
     size = len(template)
-    return scipy.fft.irfft2(scipy.fft.rfft2(template, s=(2 * size, 2 * size)) * transfer, s=(2 * size, 2 * size))[
-        :size, :size
-    ]
+    padded = (2 * size, 2 * size)
+    return scipy.fft.irfft2(scipy.fft.rfft2(template, s=padded) * transfer, s=padded)[:size, :size]
 
 
 def _mask(search: Search, coarse_A: float, box_px: int) -> Image:
@@ -283,23 +287,28 @@ def _mask(search: Search, coarse_A: float, box_px: int) -> Image:
     return centred(mask[None], box_px)[0]
 
 
-def template_box_px(search: Search) -> int:
+def _template_box_px(search: Search, coarse_A: float) -> int:
     """Side of templates, odd, that holds their mask."""
-    return 2 * math.ceil(MASK_RADII * search.diameters_A[1] / search.coarse_A / 2.0 + 1.0) + 1
+    return 2 * math.ceil(MASK_RADII * search.diameters_A[1] / coarse_A / 2.0 + 1.0) + 1
 
 
 def scaled(images: Float32, pixel_size_A: float, search: Search, lowpass_A: float) -> Float32:
     """Templates of images (K, D, D), white on dark: at the search's pixel size, low-passed and in its box."""
-    ratio = pixel_size_A / search.coarse_A
-    # Boxes have whole numbers of pixels: of those up to twice the size, that which is nearest to the ratio.
-    sizes = np.arange(images.shape[-1], 2 * images.shape[-1] + 1)
-    padded = int(sizes[np.argmin(np.abs(np.round(sizes * ratio) / (sizes * ratio) - 1.0))])
     edges = np.concatenate([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], axis=1).mean(axis=1)
-    images = centred((images - edges[:, None, None]).astype(np.float32), padded)
-    small = rescale_images(images, round(padded * ratio))
+    small = _resized((images - edges[:, None, None]).astype(np.float32), pixel_size_A / search.coarse_A)
     box = small.shape[-1]
     keep = cosine_edge(radius_px(box, 2), box * search.coarse_A / lowpass_A - 1.0, 2.0)
-    return centred(fft.irfft2(fft.rfft2(small) * keep, box), template_box_px(search))
+    return centred(fft.irfft2(fft.rfft2(small) * keep, box), _template_box_px(search, search.coarse_A))
+
+
+def _resized(images: Float32, ratio: float) -> Float32:
+    """Images (K, D, D) with pixels of 1 / ratio of theirs, about their centres.
+
+    Boxes have whole numbers of pixels: they are padded to that of up to twice the size which is nearest to the ratio.
+    """
+    sizes = np.arange(images.shape[-1], 2 * images.shape[-1] + 1)
+    padded = int(sizes[np.argmin(np.abs(np.round(sizes * ratio) / (sizes * ratio) - 1.0))])
+    return rescale_images(centred(images, padded), round(padded * ratio))
 
 
 def project(

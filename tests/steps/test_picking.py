@@ -68,6 +68,16 @@ def test_templates_find_particles_and_how_they_are_turned(plain: Simulated, temp
     assert len(np.unique(found.template[: found.taken])) > 10 and len(np.unique(found.psi_deg)) > 10
 
 
+def test_templates_fit_micrographs_of_any_pixel_size(plain: Simulated, templates: np.ndarray) -> None:
+    """Also of one that is coarser than what the templates were made for."""
+    ny, nx = (2 * (size // 4) for size in plain.image.shape)
+    coarse = plain.image[: 2 * ny, : 2 * nx].reshape(ny, 2, nx, 2).mean(axis=(1, 3))
+    assert searched().coarse_A < 2 * PIXEL_A
+    found = picking.find(coarse, 2 * PIXEL_A, searched(), templates[::3])
+    right = matched(2 * picked(found) + 0.5, plain.at_px, 0.3 * DIAMETER_A / PIXEL_A).sum()
+    assert right > 0.85 * len(plain.at_px) and right > 0.9 * found.taken
+
+
 def test_templates_know_the_ctf(templates: np.ndarray) -> None:
     micrograph = simulated(70, 0.02, seed=5)
     with_ctf, without = (
