@@ -32,8 +32,8 @@ BACKGROUND_DIAMETERS = 1.0
 """Standard deviation of the Gaussian, in diameters, over which background and local deviation are taken."""
 CLIP_SIGMAS = 8.0
 DECOY_RATIO, DECOY_SIGMAS, DECOY_REACH = 1.5, 3.0, 1.3
-"""Where peaks are more than noise: so many for each decoy, so many standard deviations more; and a score so many times as
-far from the decoys' median as the best of them."""
+"""Where peaks are more than noise: so many for each decoy, so many standard deviations more; and a score so many times
+as far from the decoys' median as the best of them."""
 
 
 def robust(values: NDArray[np.floating]) -> tuple[float, float]:
