@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dcryo.jobs.exchange import ExportOptions, ImportOptions, export_particles, import_particles
     from dcryo.jobs.extract import ExtractOptions, extract
     from dcryo.jobs.motion import MotionOptions, motion
+    from dcryo.jobs.pick import PickOptions, pick
     from dcryo.jobs.postprocess import FscOptions, fsc_of_maps
     from dcryo.jobs.reconstruct import ReconstructOptions, reconstruct
     from dcryo.jobs.refine import RefineOptions, refine
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Class2dOptions", "CtfOptions", "DemoOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions",
-    "MotionOptions", "ReconstructOptions", "RefineOptions", "SelectOptions", "SimulateOptions", "class2d", "ctf",
-    "demo", "export_particles", "extract", "fsc_of_maps", "import_particles", "motion", "open", "reconstruct", "refine",
-    "select_particles", "simulate", "write_report",
+    "MotionOptions", "PickOptions", "ReconstructOptions", "RefineOptions", "SelectOptions", "SimulateOptions",
+    "class2d", "ctf", "demo", "export_particles", "extract", "fsc_of_maps", "import_particles", "motion", "open",
+    "pick", "reconstruct", "refine", "select_particles", "simulate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -46,6 +47,8 @@ _HOMES = {
     "extract": ("dcryo.jobs.extract", "extract"),
     "MotionOptions": ("dcryo.jobs.motion", "MotionOptions"),
     "motion": ("dcryo.jobs.motion", "motion"),
+    "PickOptions": ("dcryo.jobs.pick", "PickOptions"),
+    "pick": ("dcryo.jobs.pick", "pick"),
     "FscOptions": ("dcryo.jobs.postprocess", "FscOptions"),
     "fsc_of_maps": ("dcryo.jobs.postprocess", "fsc_of_maps"),
     "ReconstructOptions": ("dcryo.jobs.reconstruct", "ReconstructOptions"),

@@ -58,6 +58,7 @@ COMMANDS = (
     Entry("simulate", "jobs.simulate", "SimulateOptions", "simulate", "Make particles with known truth."),
     Entry("motion", "jobs.motion", "MotionOptions", "motion", "Movies to micrographs, their motion corrected."),
     Entry("ctf", "jobs.ctf", "CtfOptions", "ctf", "Fit the CTF of micrographs."),
+    Entry("pick", "jobs.pick", "PickOptions", "pick", "Find particles in micrographs."),
     Entry("extract", "jobs.extract", "ExtractOptions", "extract", "Cut particles out of micrographs."),
     Entry("import", "jobs.exchange", "ImportOptions", "import_particles", "Bring particles into a store."),
     Entry("export", "jobs.exchange", "ExportOptions", "export_particles", "Write particles as STAR or .cs."),

@@ -287,6 +287,28 @@ def defocus(mean_A: np.ndarray, astigmatism_A: np.ndarray) -> str:
 
 
 @matplotlib.rc_context(STYLE)
+def precision_recall(curves: Mapping[str, np.ndarray], mark: tuple[float, float] | None = None) -> str:
+    """Precision against recall over thresholds. curves: legend -> (n, 2) of recall and precision, from the best picks
+    on; mark: recall and precision of the picks that were taken. Thin lines are of equal F1."""
+    figure, axes = _figure(HALF_IN, 3.9)
+    recall = np.linspace(0.01, 1, 200)
+    for f1 in (0.5, 0.6, 0.7, 0.8, 0.9):
+        with np.errstate(divide="ignore"):
+            level = np.where(recall > f1 / 2, f1 * recall / (2 * recall - f1), np.nan)
+        shown = level <= 1.0
+        axes.plot(recall[shown], level[shown], color=FAINT, linewidth=0.7, linestyle=(0, (4, 3)))
+        axes.text(1.01, f1 / (2 - f1), f"F1 {f1:g}", color=FAINT, fontsize=8.5, va="center")
+    for (name, values), colour in zip(curves.items(), itertools.cycle((BLUE, ORANGE, GREEN, VERMILION, SKY))):
+        axes.plot(values[:, 0], values[:, 1], color=colour, linewidth=2, label=name)
+    if mark is not None:
+        axes.plot(*mark, "o", color=VERMILION, markersize=6, zorder=4)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    if len(curves) > 1:
+        axes.legend(loc="lower left")
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
 def shifts(origin_A: np.ndarray) -> str:
     """Where the particles' origins lie, (N, 2) in A, as counts over the plane."""
     figure, axes = _figure(HALF_IN, 3.6)

@@ -412,6 +412,20 @@ def _certainty_of_poses(source: Source) -> Section | None:
     return Section("Certainty of poses", figures.certainty(particles["max_probability"]), words)
 
 
+def _precision_and_recall(source: Source) -> Section | None:
+    labels = (source.record.get("result") or {}).get("labels")
+    if not isinstance(labels, Mapping) or not labels.get("curve"):
+        return None
+    curve = np.stack([labels["curve"]["recall"], labels["curve"]["precision"]], axis=1)
+    words = (
+        f"Of the picks against {labels['labels']:,} given coordinates, over one threshold for all micrographs. The dot "
+        f"is of the picks as they are: precision {labels['precision']:.3f}, recall {labels['recall']:.3f}, "
+        f"F1 {labels['f1']:.3f}."
+    )
+    picture = figures.precision_recall({"picks": curve}, (labels["recall"], labels["precision"]))
+    return Section("Precision and recall", picture, words)
+
+
 def _iterations(source: Source) -> Section | None:
     iterations = source.record["iterations"]
     names = list(dict.fromkeys(itertools.chain.from_iterable(iterations)))
@@ -440,7 +454,7 @@ def _quarantined(source: Source) -> Section | None:
 SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
     _map, _classes, _left_out, _fourier_shell_correlation, _noise_and_signal, _convergence, _class_convergence,
     *(_of_items(title, make) for title, make in report_micrographs.SECTIONS.items()),
-    _images, _orientations, _shifts, _defocus, _certainty_of_poses, _iterations, _quarantined,
+    _images, _orientations, _shifts, _defocus, _certainty_of_poses, _precision_and_recall, _iterations, _quarantined,
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ LOCK = ".lock"
 NEUTRAL_OPTIONS = frozenset({"out", "resume", "overwrite", "cluster", "workers", "watch"})
 """Options that say where and how a job runs; the result is the same whatever they are."""
 
-PRODUCTS = (".mrc", ".mrcs", ".star", ".cs", ".csv", ".xml", ".html", ".zarr")
+PRODUCTS = (".mrc", ".mrcs", ".star", ".box", ".cs", ".csv", ".xml", ".html", ".zarr")
 """Endings of what jobs write; overwriting a run removes these and the record, nothing else."""
 
 
