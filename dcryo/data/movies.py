@@ -200,7 +200,7 @@ def read_defects(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
     if path.suffix.lower() in IMAGE_SUFFIXES:
         image = micrographs.read_image(path)
         if image.shape != shape:
-            raise InputError(f"{path}: has {_size(image.shape)} pixels; the frames have {_size(shape)}")
+            raise InputError(f"{path}: has {size_px(image.shape)} pixels; the frames have {size_px(shape)}")
         return image != 0
     bad = np.zeros(shape, bool)
     try:
@@ -216,12 +216,13 @@ def read_defects(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
         except ValueError:
             raise InputError(f"{path}, row {row}: found {line!r}; expected x, y, width and height in pixels") from None
         if x < 0 or y < 0 or min(width, height) < 1 or x + width > shape[1] or y + height > shape[0]:
-            raise InputError(f"{path}, row {row}: {line!r} is not within the frame of {_size(shape)} pixels")
+            raise InputError(f"{path}, row {row}: {line!r} is not within the frame of {size_px(shape)} pixels")
         bad[y : y + height, x : x + width] = True
     return bad
 
 
-def _size(shape: tuple[int, ...]) -> str:
+def size_px(shape: tuple[int, ...]) -> str:
+    """Columns x rows, as messages say it."""
     return " x ".join(str(side) for side in reversed(shape))
 
 

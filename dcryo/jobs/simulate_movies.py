@@ -55,7 +55,8 @@ class MovieOptions(JobOptions):
     motion_A: float = Field(15.0, ge=0, le=1000, description="typical length of a movie's whole-frame track")
     local_motion_A: float = Field(1.5, ge=0, le=100, description="typical local motion at the edges of the field")
     tracks: tuple[Path, ...] = Field(
-        (), description="RELION's STAR file of a movie's motion, in place of a random one; several are taken in turn"
+        (),
+        description="STAR file of a movie's motion (dcryo motion, RELION), not a random one; several are taken in turn",
     )
     crystals: float = Field(0.0, ge=0, le=100, description="mean number of ice crystals in a movie")
     carbon: float = Field(0.0, ge=0, le=1, description="share of the movies with the edge of the carbon film in view")
