@@ -88,12 +88,6 @@ def make_movie(
 
 
 @njit(cache=True)
-def _weights(f):
-    """Of the four cubic B splines about a point, a fraction f past the second."""
-    return (1 - f) ** 3 / 6, (4 - 6 * f**2 + 3 * f**3) / 6, (1 + 3 * f + 3 * f**2 - 3 * f**3) / 6, f**3 / 6
-
-
-@njit(cache=True)
 def _shown(spline, ny, nx, margin, shift, model, t):
     """What a frame shows: at x the specimen that was at x - s(x), by cubic splines."""
     out = np.empty((ny, nx), np.float32)

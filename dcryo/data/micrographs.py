@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import tifffile
 
-from dcryo.data import mrc, star_syntax
+from dcryo.data import mrc, star_syntax, tiff
 from dcryo.data.particles import Micrographs
 from dcryo.data.schema import MICROGRAPH_FIELDS
 from dcryo.data.star_syntax import Block, write_blocks
@@ -60,8 +60,8 @@ def read_image(path: str | Path) -> np.ndarray:
     path = Path(path)
     kind = path.suffix.lower()
     try:
-        if kind in (".tif", ".tiff"):
-            image = tifffile.imread(path)[::-1]
+        if kind in tiff.SUFFIXES:
+            image = tiff.read(path)
         elif kind in (".png", ".jpg", ".jpeg"):
             with PIL.Image.open(path) as opened:
                 image = np.asarray(opened.convert("L") if opened.mode in ("RGB", "RGBA", "P", "CMYK") else opened)
@@ -79,7 +79,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def pixel_size_A(path: str | Path) -> float:
     """Pixel size in the header of an MRC file, 0.0 where it says none or there is no such header."""
-    return mrc.open_stack(path).voxel_size_A if Path(path).suffix.lower() in (".mrc", ".mrcs", ".st") else 0.0
+    return mrc.open_stack(path).voxel_size_A if Path(path).suffix.lower() in mrc.STACK_SUFFIXES else 0.0
 
 
 def find(name: str, source: str | Path) -> Path:

@@ -24,7 +24,8 @@ class MotionFile:
     """shape_px: (nx, ny) of the movie; binning: of the micrograph; frame_px: (F, 2), nan for a frame that was not used;
     coefficients: (2, 18) or None where there is no local model; hot_px: (N, 2) x and y from 0.
 
-    dose_e_A2: of a frame; first_frame: from 1. Numbers that a file does not have are 0, texts empty.
+    dose_e_A2: of a frame; first_frame: from 1, the one that is 0 for the local model's polynomial in time. Numbers that
+    a file does not have are 0, texts empty.
     """
 
     movie_path: str
@@ -113,11 +114,11 @@ def read_motion(path: str | Path) -> MotionFile:
             raise InputError(f"{path}: data_general has no _{label}; add it")
     table = blocks["global_shift"].columns
     numbers = _numbers(path, table, "rlnMicrographFrameNumber", int)
-    outside = numbers[(numbers < 1) | (numbers > n)]
-    if len(outside):
-        raise InputError(
-            f"{path}: _rlnMicrographFrameNumber is {outside[0]}; expected 1 to {n}, the frames of the movie"
-        )
+    first = np.array([values.get("first_frame", 1)])
+    for label, found in (("rlnMicrographFrameNumber", numbers), ("rlnMicrographStartFrame", first)):
+        outside = found[(found < 1) | (found > n)]
+        if len(outside):
+            raise InputError(f"{path}: _{label} is {outside[0]}; expected 1 to {n}, the frames of the movie")
     frame_px = np.full((int(n), 2), np.nan)
     for column, axis in enumerate("XY"):
         frame_px[numbers - 1, column] = _numbers(path, table, f"rlnMicrographShift{axis}", float)

@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tifffile
 
-import dcryo
-from dcryo.data import mrc
-from dcryo.data.atomic import replacing
+from dcryo.data import mrc, tiff
 from dcryo.errors import RunError
 
 BYTE_MOST = 127
@@ -38,7 +35,8 @@ def movie_writer(
                 mrc.StackWriter(path, frames, (ny, nx), pixel_size_A, "uint16" if wide else "int8")
             )
         else:
-            pages = stack.enter_context(tifffile.TiffWriter(stack.enter_context(replacing(path))))
+            dtype = np.uint16 if wide else np.uint8
+            page = stack.enter_context(tiff.page_writer(path, dtype, pixel_size_A))
 
         def write(frame: np.ndarray) -> None:
             nonlocal written
@@ -48,11 +46,7 @@ def movie_writer(
             if kind == "mrc":
                 file.write(written, fitting[None])
             else:
-                pages.write(
-                    np.ascontiguousarray(fitting[::-1], dtype=np.uint16 if wide else np.uint8), compression="lzw",
-                    metadata=None, software=f"dcryo {dcryo.__version__}", resolution=(1e8 / pixel_size_A,) * 2,
-                    resolutionunit="CENTIMETER",
-                )  # fmt: skip
+                page(fitting)
             written += 1
 
         yield write

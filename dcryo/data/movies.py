@@ -12,22 +12,17 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import tifffile
-from mrcfile.dtypes import HEADER_DTYPE
 
-from dcryo.data import micrographs, mrc, star_syntax
+from dcryo.data import micrographs, mrc, star_syntax, tiff
 from dcryo.data.particles import Micrographs
 from dcryo.data.star_table import Table, optics_of
 from dcryo.errors import InputError
 
-TIFF_SUFFIXES = (".tif", ".tiff")
-MRC_SUFFIXES = (".mrc", ".mrcs", ".st")
-SUFFIXES = (*MRC_SUFFIXES, *TIFF_SUFFIXES, ".eer")
+IMAGE_SUFFIXES = (*mrc.STACK_SUFFIXES, *tiff.SUFFIXES)
+SUFFIXES = (*IMAGE_SUFFIXES, ".eer")
 _NAME = "rlnMicrographMovieName"
 _EER_BITS = {65000: (8, 2, 2), 65001: (7, 2, 2)}
 """Of the pixels passed over, and of the place across and along a pixel, by the number of the compression."""
-_FOUR_BIT_MODE = 101
-_PLAUSIBLE_A = (0.05, 20.0)
-"""A pixel size outside of this, in a TIFF's tags, is that of a screen or a printer."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ def open_movie(path: str | Path, eer_fraction: int | None = None) -> Movie:
     try:
         if kind == ".eer":
             return _open_eer(path, eer_fraction)
-        if kind in TIFF_SUFFIXES:
+        if kind in tiff.SUFFIXES:
             return _open_tiff(path)
         return _open_mrc(path)
     except InputError:
@@ -78,38 +73,22 @@ def open_movie(path: str | Path, eer_fraction: int | None = None) -> Movie:
 
 
 def _open_mrc(path: Path) -> Movie:
-    if (packed := _open_four_bit(path)) is not None:
-        return packed
-    stack = mrc.open_stack(path)
+    packed = mrc.open_packed(path)
+    stack, nx = packed or (mrc.open_stack(path), 0)
     if stack.readable < stack.n:
         raise InputError(f"{path}: its header says {stack.n} frames, but it ends after {stack.readable}; get it again")
-    return Movie(path, stack.shape, stack.n, stack.voxel_size_A, lambda: iter(stack.images))
+    if packed is None:
+        return Movie(path, stack.shape, stack.n, stack.voxel_size_A, lambda: iter(stack.images))
+    return Movie(path, (stack.shape[0], nx), stack.n, stack.voxel_size_A, lambda: _unpacked(stack.images, nx))
 
 
-def _open_four_bit(path: Path) -> Movie | None:
-    """A movie of mode 101, None where it is of another: rows of two pixels a byte, the low half first."""
-    with path.open("rb") as file:
-        raw = file.read(mrc.HEADER_BYTES)
-    if len(raw) < mrc.HEADER_BYTES:
-        return None
-    header = np.frombuffer(raw, HEADER_DTYPE.newbyteorder(">" if raw[212] == 0x11 else "<"))[0]
-    nx, ny, n = (int(header[name]) for name in ("nx", "ny", "nz"))
-    if int(header["mode"]) != _FOUR_BIT_MODE or min(nx, ny, n) < 1:
-        return None
-    width, offset = (nx + 1) // 2, mrc.HEADER_BYTES + max(0, int(header["nsymbt"]))
-    whole = max(0, path.stat().st_size - offset) // (width * ny)
-    if whole < n:
-        raise InputError(f"{path}: its header says {n} frames, but it ends after {whole}; get it again")
-
-    def read() -> Iterator[np.ndarray]:
-        for packed in np.memmap(path, np.uint8, "r", offset, (n, ny, width)):
-            pixels = np.empty((ny, 2 * width), np.uint8)
-            pixels[:, ::2] = packed & 15
-            pixels[:, 1::2] = packed >> 4
-            yield pixels[:, :nx]
-
-    pixel_size = float(header["cella"]["x"]) / int(header["mx"]) if int(header["mx"]) > 0 else 0.0
-    return Movie(path, (ny, nx), n, float(f"{max(0.0, pixel_size):.7g}"), read)
+def _unpacked(images: np.ndarray, nx: int) -> Iterator[np.ndarray]:
+    """Frames of nx columns, of bytes that hold two pixels each."""
+    for packed in images:
+        pixels = np.empty((len(packed), 2 * packed.shape[1]), np.uint8)
+        pixels[:, ::2] = packed & 15
+        pixels[:, 1::2] = packed >> 4
+        yield pixels[:, :nx]
 
 
 def _open_tiff(path: Path) -> Movie:
@@ -117,26 +96,16 @@ def _open_tiff(path: Path) -> Movie:
         n, first = len(file.pages), file.pages.first
         if first.ndim != 2:
             raise InputError(f"{path}: has pages of {first.ndim} axes; expected a movie, one page a frame")
-        shape, pixel_size = (int(first.shape[0]), int(first.shape[1])), _pixel_size_A(first)
+        shape, pixel_size = (int(first.shape[0]), int(first.shape[1])), tiff.pixel_size_A(first)
 
     def read() -> Iterator[np.ndarray]:
         with tifffile.TiffFile(path) as file:
             for number, page in enumerate(file.pages, 1):
                 if page.shape != shape:
                     raise InputError(f"{path}: frame {number} has shape {page.shape}, the first {shape}; take it out")
-                yield np.ascontiguousarray(page.asarray(maxworkers=1)[::-1])
+                yield tiff.rows(page)
 
     return Movie(path, shape, n, pixel_size, read)
-
-
-def _pixel_size_A(page: tifffile.TiffPage) -> float:
-    """By the tags for resolution in pixels per centimetre, as SerialEM writes them."""
-    tags = page.tags
-    if "XResolution" not in tags or "ResolutionUnit" not in tags or int(tags["ResolutionUnit"].value) != 3:
-        return 0.0
-    numerator, denominator = tags["XResolution"].value
-    size = 1e8 * denominator / numerator if numerator else 0.0
-    return float(f"{size:.7g}") if _PLAUSIBLE_A[0] < size < _PLAUSIBLE_A[1] else 0.0
 
 
 def _open_eer(path: Path, fraction: int | None) -> Movie:
@@ -186,7 +155,7 @@ def _eer_pixel_size_A(known: object) -> float:
         size = 1e10 * float(known["sensorPixelSize.width"])  # type: ignore[index]
     except (KeyError, TypeError, ValueError):
         return 0.0
-    return float(f"{size:.7g}") if _PLAUSIBLE_A[0] < size < _PLAUSIBLE_A[1] else 0.0
+    return tiff.plausible_A(size)
 
 
 def is_eer(path: str | Path) -> bool:
@@ -228,10 +197,10 @@ def read_defects(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
     that is not four whole numbers or not in the frame.
     """
     path = Path(path)
-    if path.suffix.lower() in (*MRC_SUFFIXES, *TIFF_SUFFIXES):
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         image = micrographs.read_image(path)
         if image.shape != shape:
-            raise InputError(f"{path}: has {_size(image.shape)} pixels; the frames have {_size(shape)}")
+            raise InputError(f"{path}: has {size_px(image.shape)} pixels; the frames have {size_px(shape)}")
         return image != 0
     bad = np.zeros(shape, bool)
     try:
@@ -247,12 +216,13 @@ def read_defects(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
         except ValueError:
             raise InputError(f"{path}, row {row}: found {line!r}; expected x, y, width and height in pixels") from None
         if x < 0 or y < 0 or min(width, height) < 1 or x + width > shape[1] or y + height > shape[0]:
-            raise InputError(f"{path}, row {row}: {line!r} is not within the frame of {_size(shape)} pixels")
+            raise InputError(f"{path}, row {row}: {line!r} is not within the frame of {size_px(shape)} pixels")
         bad[y : y + height, x : x + width] = True
     return bad
 
 
-def _size(shape: tuple[int, ...]) -> str:
+def size_px(shape: tuple[int, ...]) -> str:
+    """Columns x rows, as messages say it."""
     return " x ".join(str(side) for side in reversed(shape))
 
 

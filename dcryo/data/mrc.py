@@ -24,9 +24,11 @@ import dcryo
 from dcryo.data.atomic import replacing
 from dcryo.errors import InputError, RunError
 
+STACK_SUFFIXES = (".mrc", ".mrcs", ".st")
 HEADER_BYTES = 1024
 VERSION = 20141  # of the standard, with mode 12
 _DTYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
+_PACKED_MODE = 101
 _MODES = {"int8": 0, "float32": 2, "uint16": 6, "float16": 12}
 _IMOD_STAMP = 1146047817
 _READ_BYTES = 16 << 20
@@ -145,12 +147,35 @@ def open_stack(path: str | Path) -> Stack:
         header = _read_header(path, file)
     if header.axes != (1, 2, 3):
         raise InputError(f"{path}: has its axes in the order {header.axes}; expected (1, 2, 3) for a stack")
-    readable = max(0, min(header.sections, (size - header.offset) // header.image_bytes))
-    images = np.empty((0, header.rows, header.columns), header.dtype)
-    if readable:
-        shape = (readable, header.rows, header.columns)
-        images = np.memmap(path, header.dtype, "r", header.offset, shape)
-    return Stack(str(path), header.sections, (header.rows, header.columns), header.voxel_A[0], readable, images)
+    shape = (header.rows, header.columns)
+    return _mapped(path, size, header.offset, header.sections, shape, header.dtype, header.voxel_A[0])
+
+
+def open_packed(path: str | Path) -> tuple[Stack, int] | None:
+    """Map a stack of mode 101, as SerialEM writes it: of bytes that hold two pixels each, the low half first.
+
+    Gives the stack of bytes, of rows of (nx + 1) // 2, and nx; None where the file is of another mode.
+    """
+    with _opened(path) as (file, size):
+        raw = _read(path, file, HEADER_BYTES)
+    if size is None or len(raw) < HEADER_BYTES:
+        return None
+    header = np.frombuffer(raw, HEADER_DTYPE.newbyteorder(">" if raw[212] == 0x11 else "<"))[0]
+    nx, ny, n = (int(header[name]) for name in ("nx", "ny", "nz"))
+    if int(header["mode"]) != _PACKED_MODE or min(nx, ny, n) < 1:
+        return None
+    offset = HEADER_BYTES + max(0, int(header["nsymbt"]))
+    pixel_size_A = _ratio(header["cella"]["x"], header["mx"])
+    return _mapped(path, size, offset, n, (ny, (nx + 1) // 2), np.dtype(np.uint8), pixel_size_A), nx
+
+
+def _mapped(
+    path: str | Path, size: int, offset: int, n: int, shape: tuple[int, int], dtype: np.dtype, voxel_size_A: float
+) -> Stack:
+    """A stack in a file of `size` bytes."""
+    readable = max(0, min(n, (size - offset) // (shape[0] * shape[1] * dtype.itemsize)))
+    images = np.memmap(path, dtype, "r", offset, (readable, *shape)) if readable else np.empty((0, *shape), dtype)
+    return Stack(str(path), n, shape, voxel_size_A, readable, images)
 
 
 def write_map(

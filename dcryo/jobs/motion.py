@@ -295,8 +295,8 @@ def correct_movie(item: MovieItem, work: _Work) -> Found:
     gain = _turned(options, movies.is_eer(movie.path))
     if gain is not None and gain.shape != movie.shape:
         raise InputError(
-            f"{movie.path}: has frames of {_size(movie.shape)} pixels, the gain {options.gain} "
-            f"{_size(gain.shape)}; give the gain of this detector, turned as the frames are (--gain-rotate)"
+            f"{movie.path}: has frames of {movies.size_px(movie.shape)} pixels, the gain {options.gain} "
+            f"{movies.size_px(gain.shape)}; give the gain of this detector, turned as the frames are (--gain-rotate)"
         )
     defects = None if options.defects is None else movies.read_defects(options.defects, movie.shape)
     settings = work.settings(item)
@@ -306,10 +306,6 @@ def correct_movie(item: MovieItem, work: _Work) -> Found:
         raise error if str(movie.path) in str(error) else InputError(f"{movie.path}: {error}") from error
     _write_products(item, work, movie, done)
     return _found(item, work, movie, done)
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(side) for side in reversed(shape))
 
 
 def _write_products(item: MovieItem, work: _Work, movie: movies.Movie, done: Corrected) -> None:

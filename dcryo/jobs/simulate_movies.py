@@ -12,16 +12,17 @@ from pydantic import Field
 from dcryo import graph
 from dcryo.cluster import Cluster
 from dcryo.data import micrographs, mrc, star
+from dcryo.data.motion import MotionFile, read_motion, write_motion
 from dcryo.data.movie_writer import BYTE_MOST, movie_writer
 from dcryo.data.particles import Micrographs, Particles
 from dcryo.data.run import RECORD, Run
 from dcryo.data.star_syntax import Block, write_blocks
 from dcryo.data.star_table import optics_columns_of
-from dcryo.data.tracks import Track, read_track, write_track
 from dcryo.errors import InputError, RunError
 from dcryo.jobs import em
 from dcryo.jobs.options import JobOptions, Progress
 from dcryo.kernels import slices
+from dcryo.kernels.motion import COEFFICIENTS, Motion
 from dcryo.steps import exposure as exposures
 from dcryo.steps import simulation
 from dcryo.steps.exposure import Exposure, Specimen
@@ -54,7 +55,8 @@ class MovieOptions(JobOptions):
     motion_A: float = Field(15.0, ge=0, le=1000, description="typical length of a movie's whole-frame track")
     local_motion_A: float = Field(1.5, ge=0, le=100, description="typical local motion at the edges of the field")
     tracks: tuple[Path, ...] = Field(
-        (), description="RELION's STAR file of a movie's motion, in place of a random one; several are taken in turn"
+        (),
+        description="STAR file of a movie's motion (dcryo motion, RELION), not a random one; several are taken in turn",
     )
     crystals: float = Field(0.0, ge=0, le=100, description="mean number of ice crystals in a movie")
     carbon: float = Field(0.0, ge=0, le=1, description="share of the movies with the edge of the carbon film in view")
@@ -73,7 +75,7 @@ class Session:
     microscope: Microscope
     exposure: Exposure
     seed: int
-    tracks: tuple[Track, ...]
+    tracks: tuple[Motion, ...]
     format: Literal["mrc", "tif"]
 
     def name(self, movie: int) -> str:
@@ -83,8 +85,8 @@ class Session:
         return f"{MOVIES}/{self.name(movie)}.{self.format}"
 
     def specimen(self, movie: int) -> Specimen:
-        track = self.tracks[movie % len(self.tracks)] if self.tracks else None
-        return exposures.draw_specimen(self.exposure, self.microscope, self.seed, movie, track)
+        motion = self.tracks[movie % len(self.tracks)] if self.tracks else None
+        return exposures.draw_specimen(self.exposure, self.microscope, self.seed, movie, motion)
 
 
 def movie_exposure(options: MovieOptions, density: NDArray[np.float32], pixel_size_A: float) -> Exposure:
@@ -122,19 +124,23 @@ def _diameter_px(density: NDArray[np.float32]) -> float:
     return 2.0 * float(np.searchsorted(np.cumsum(shell), 0.99 * shell.sum()) + 1)
 
 
-def read_tracks(options: MovieOptions, pixel_size_A: float) -> tuple[Track, ...]:
-    """The tracks of --tracks, brought to our pixels. InputError where one is shorter than the movies."""
-    tracks = []
-    for path in options.tracks:
-        track, of_pixels_A = read_track(path)
-        if len(track.whole_px) < options.frames:
-            raise InputError(
-                f"{path}: is the motion of {len(track.whole_px)} frames; expected at least --frames {options.frames}"
-            )
-        scale = (of_pixels_A or pixel_size_A) / pixel_size_A
-        first = track.whole_px[: options.frames] - track.whole_px[0]
-        tracks.append(Track(scale * first, scale * track.local_px))
-    return tuple(tracks)
+def read_tracks(options: MovieOptions, pixel_size_A: float) -> tuple[Motion, ...]:
+    """The motions of --tracks, brought to our pixels. InputError where one is shorter than the movies."""
+    return tuple(_read_track(path, options.frames, pixel_size_A) for path in options.tracks)
+
+
+def _read_track(path: Path, frames: int, pixel_size_A: float) -> Motion:
+    file = read_motion(path)
+    if not file.pixel_size_A > 0:
+        raise InputError(f"{path}: _rlnMicrographOriginalPixelSize is {file.pixel_size_A}; expected more than 0")
+    frame_px = file.frame_px[file.first_frame - 1 :][:frames]
+    known = np.isfinite(frame_px).all(axis=1)
+    if len(frame_px) < frames or not known.all():
+        n = int(np.argmin(np.append(known, False)))
+        raise InputError(f"{path}: has the shifts of {n} frames; expected at least --frames {frames}, none left out")
+    scale = file.pixel_size_A / pixel_size_A
+    coefficients = np.zeros((2, COEFFICIENTS)) if file.coefficients is None else file.coefficients
+    return Motion(scale * (frame_px - frame_px[0]), scale * coefficients)
 
 
 def make_movies(
@@ -145,7 +151,7 @@ def make_movies(
     exposure: Exposure,
     snr: float,
     seed: int,
-    tracks: tuple[Track, ...],
+    tracks: tuple[Motion, ...],
     kind: Literal["mrc", "tif"],
     cluster: Cluster,
     progress: Progress,
@@ -228,7 +234,7 @@ def _make_movie(movie: int, out: Path, session: Session, density: Path) -> None:
 def _write_tables(out: Path, session: Session, specimens: list[Specimen]) -> None:
     hot = exposures.draw_hot_pixels(session.exposure, session.seed)
     for movie, specimen in enumerate(specimens):
-        write_track(out / MOTION / f"{session.name(movie)}.star", specimen.track, _general(session, movie), hot)
+        write_motion(out / MOTION / f"{session.name(movie)}.star", _motion_file(session, movie, specimen.motion, hot))
     table = _micrographs(session, specimens)
     micrographs.write_micrographs(out / "micrographs_truth.star", table)
     optics, groups = optics_columns_of(_without_sum(table), {})
@@ -238,22 +244,13 @@ def _write_tables(out: Path, session: Session, specimens: list[Specimen]) -> Non
     _write_dirt(out, session, specimens, hot)
 
 
-def _general(session: Session, movie: int) -> dict[str, str | float | int]:
+def _motion_file(session: Session, movie: int, motion: Motion, hot: NDArray[np.int64]) -> MotionFile:
     exposure, scope = session.exposure, session.microscope
-    return {
-        "rlnImageSizeX": exposure.frame_px[0],
-        "rlnImageSizeY": exposure.frame_px[1],
-        "rlnImageSizeZ": exposure.frames,
-        "rlnMicrographMovieName": session.file(movie),
-        "rlnMicrographGainName": GAIN,
-        "rlnMicrographBinning": 1.0,
-        "rlnMicrographOriginalPixelSize": scope.pixel_size_A,
-        "rlnMicrographDoseRate": exposure.dose_per_frame_e_A2,
-        "rlnMicrographPreExposure": 0.0,
-        "rlnVoltage": scope.voltage_kV,
-        "rlnMicrographStartFrame": 1,
-        "rlnMotionModelVersion": 1,
-    }
+    return MotionFile(
+        movie_path=session.file(movie), shape_px=exposure.frame_px, frame_px=motion.frame_px,
+        pixel_size_A=scope.pixel_size_A, coefficients=motion.coefficients, hot_px=hot.astype(np.float64),
+        gain_path=GAIN, dose_e_A2=exposure.dose_per_frame_e_A2, voltage_kV=scope.voltage_kV,
+    )  # fmt: skip
 
 
 def _optics(scope: Microscope) -> dict[str, np.ndarray]:
@@ -276,7 +273,7 @@ def _without_sum(table: Micrographs) -> Micrographs:
 def _micrographs(session: Session, specimens: list[Specimen]) -> Micrographs:
     n, scope = len(specimens), session.microscope
     names = [session.name(movie) for movie in range(n)]
-    steps = [np.hypot(*np.diff(specimen.track.whole_px, axis=0).T) for specimen in specimens]
+    steps = [np.hypot(*np.diff(specimen.motion.frame_px, axis=0).T) for specimen in specimens]
     defocus = np.array([specimen.defocus for specimen in specimens])
     return Micrographs(
         {

@@ -51,6 +51,11 @@ def time_terms(frames: int) -> NDArray[np.float64]:
     return np.arange(frames, dtype=np.float64)[:, None] ** np.arange(1, TIME_TERMS + 1)
 
 
+def in_space(coefficients: NDArray[np.float64], frame: int) -> NDArray[np.float64]:
+    """What a local model, coefficients (2, 18), is at a frame from 0: coefficients of the terms in space, (2, 6)."""
+    return coefficients.reshape(2, SPACE_TERMS, TIME_TERMS) @ time_terms(frame + 1)[frame]
+
+
 def local_shift_px(coefficients: NDArray[np.float64], place: NDArray[np.float64], frames: int) -> NDArray[np.float64]:
     """Shifts of a local model, coefficients (2, 18) for x and y, at places (..., 2) -> (..., frames, 2)."""
     model = coefficients.reshape(2, SPACE_TERMS, TIME_TERMS)
@@ -261,7 +266,7 @@ class Patches:
 @dataclass(frozen=True)
 class Motion:
     """Shifts of F whole frames (F, 2), coefficients of the local model (2, 18), in pixels; which of its six terms in
-    space may differ from 0."""
+    space a fit has found or is to find."""
 
     frame_px: NDArray[np.float64]
     coefficients: NDArray[np.float64]

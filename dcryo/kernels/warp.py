@@ -1,29 +1,13 @@
-"""Images moved by shifts that change over the field, as a polynomial, by cubic splines.
+"""Images moved by the local model of a motion (`dcryo.kernels.motion`), pixel by pixel, by cubic splines.
 
-The polynomial is that of MotionCor2 and RELION (Zheng et al., Nat. Methods 14, 331, 2017; Zivanov et al., IUCrJ 6, 5,
-2019): a shift along an axis is a sum over (1, x, x^2, y, y^2, x y) times (t, t^2, t^3), x and y from -1/2 at the first
-column and row to 1/2 past the last, t the number of the frame from 0.
+This is how movies are simulated, with a shift of its own for every pixel. How they are corrected is another matter
+(`dcryo.kernels.tiles`): there a tile has one shift and keeps all frequencies, of which splines take the highest. A
+simulation that moved the specimen as the correction moves it back would not show what the tiles get wrong.
 """
 
 import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
-
-TERMS = 6
-"""Terms of the polynomial in space; each has three in time."""
-
-
-def at_frame(coefficients: NDArray[np.float64], frame: int) -> NDArray[np.float64]:
-    """Coefficients (2, 6) in space, for x and y, of the polynomial (2, 18) at a frame, from 0."""
-    time = np.array([frame, frame**2, frame**3], dtype=np.float64)
-    return np.asarray(coefficients, dtype=np.float64).reshape(2, TERMS, 3) @ time
-
-
-def shifts_px(spatial: NDArray[np.float64], x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
-    """Shifts (..., 2), x and y in pixels, at fractions x and y of the field, -1/2 to 1/2, of the same shape (...)."""
-    x, y = np.broadcast_arrays(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64))
-    terms = np.stack([np.ones_like(x), x, x * x, y, y * y, x * y], axis=-1)
-    return terms @ np.asarray(spatial).T
 
 
 def spline_response(size: int) -> NDArray[np.float32]:
@@ -42,10 +26,11 @@ def warped(
     corner_px: ArrayLike,
     extent_px: ArrayLike,
 ) -> NDArray[np.float32]:
-    """The image that a polynomial of shifts brings onto the image of these spline coefficients.
+    """The image that a local model brings onto the image of these spline coefficients.
 
     coefficients: (ny, nx) float32, periodic. A point r of the image lies in the result at r - offset - s(r), s the
-    polynomial `spatial` (2, 6) of the fractions (r - corner) / extent - 1/2; offset, corner and extent are (x, y).
+    local model of a frame, `spatial` (2, 6) of `motion.in_space`, at the fractions (r - corner) / extent - 1/2; offset,
+    corner and extent are (x, y).
     The point of a pixel is found to s |grad s|^2, far below what an interpolation sees. Returns (ny, nx) float32.
     """
     out = np.empty_like(coefficients)
@@ -56,6 +41,7 @@ def warped(
 
 @njit(nogil=True, cache=True, inline="always", fastmath=True)
 def _polynomial(a, x, y):  # type: ignore[no-untyped-def]
+    """The product of `motion.space_terms` and its coefficients, a pixel at a time."""
     return a[0] + x * (a[1] + a[2] * x + a[5] * y) + y * (a[3] + a[4] * y)
 
 

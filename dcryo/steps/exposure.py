@@ -13,10 +13,10 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from dcryo.data.tracks import Track
 from dcryo.kernels import fft, field, slices, warp
 from dcryo.kernels.ctf import ctf, wavelength_A
-from dcryo.kernels.damage import critical_exposure_e_A2
+from dcryo.kernels.dose import critical_exposure_e_A2
+from dcryo.kernels.motion import SPACE_TERMS, Motion, in_space, local_shift_px, time_terms
 from dcryo.kernels.posterior import shift_phases
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import unpack
@@ -90,7 +90,7 @@ class Specimen:
     and its radius, in px, or None where its edge is out of view.
     """
 
-    track: Track
+    motion: Motion
     centre_px: NDArray[np.float64]
     truth: Truth
     defocus: tuple[float, float, float]
@@ -106,9 +106,9 @@ def most_particles(frame_px: tuple[int, int], pixel_size_A: float, spacing_A: fl
 
 
 def draw_specimen(
-    exposure: Exposure, microscope: Microscope, seed: int, movie: int, track: Track | None = None
+    exposure: Exposure, microscope: Microscope, seed: int, movie: int, motion: Motion | None = None
 ) -> Specimen:
-    """Draw a movie's specimen; track: how it moves, where that is known."""
+    """Draw a movie's specimen; motion: how it moves, where that is known."""
     rng = generator(seed, "field", movie)
     crystals, hole = _draw_dirt(exposure, microscope.pixel_size_A, rng)
     azimuth, slope = rng.uniform(0.0, 2.0 * math.pi), math.tan(math.radians(exposure.tilt_deg))
@@ -120,10 +120,10 @@ def draw_specimen(
     )
     below_A = (centre - 0.5 * np.array(exposure.frame_px)) @ gradient
     truth = replace(truth, defocus_u_A=truth.defocus_u_A + below_A, defocus_v_A=truth.defocus_v_A + below_A)
-    if track is None:
-        track = draw_track(exposure, microscope.pixel_size_A, seed, movie)
+    if motion is None:
+        motion = draw_motion(exposure, microscope.pixel_size_A, seed, movie)
     defocus = simulation.draw_defocus(microscope, seed, movie)
-    return Specimen(track, centre, truth, defocus, gradient, crystals, hole)
+    return Specimen(motion, centre, truth, defocus, gradient, crystals, hole)
 
 
 def _draw_dirt(
@@ -174,8 +174,8 @@ def _draw_centres(
     return placed[:n]
 
 
-def draw_track(exposure: Exposure, pixel_size_A: float, seed: int, movie: int) -> Track:
-    """A track that is fast first and slows down to a drift, and a local model that does alike."""
+def draw_motion(exposure: Exposure, pixel_size_A: float, seed: int, movie: int) -> Motion:
+    """Whole frames whose motion is fast first and slows down to a drift, and a local model that does alike."""
     rng = generator(seed, "motion", movie)
     frames = exposure.frames
     ends_e_A2 = exposure.dose_per_frame_e_A2 * np.arange(frames)
@@ -187,12 +187,11 @@ def draw_track(exposure: Exposure, pixel_size_A: float, seed: int, movie: int) -
     whole = np.cumsum(steps[:, None] * np.stack([np.cos(heading), np.sin(heading)], axis=1), axis=0)
     if exposure.motion_A > 0.0:
         whole += JITTER_A * rng.standard_normal((frames, 2)) * (np.arange(frames) > 0)[:, None]
-    time = np.arange(frames)[:, None] ** np.array([1.0, 2.0, 3.0])
-    course = np.linalg.lstsq(time, way, rcond=None)[0]
+    course = np.linalg.lstsq(time_terms(frames), way, rcond=None)[0]
     # At the edges |x| is 1/2, and x^2 and x y are 1/4.
-    strength = rng.standard_normal((2, warp.TERMS)) * np.array([0.0, 2.0, 4.0, 2.0, 4.0, 4.0]) / math.sqrt(5.0)
+    strength = rng.standard_normal((2, SPACE_TERMS)) * np.array([0.0, 2.0, 4.0, 2.0, 4.0, 4.0]) / math.sqrt(5.0)
     local = exposure.local_motion_A * strength[:, :, None] * course
-    return Track(whole / pixel_size_A, local.reshape(2, -1) / pixel_size_A)
+    return Motion(whole / pixel_size_A, local.reshape(2, -1) / pixel_size_A)
 
 
 def draw_gain(exposure: Exposure, seed: int) -> NDArray[np.float32]:
@@ -265,13 +264,16 @@ def intensities(
     light, grain = view.light_and_grain()
     ice = view.ice(grain, generator(seed, "ice", movie))
     nx, ny = exposure.frame_px
+    coefficients = specimen.motion.coefficients
+    place = specimen.centre_px / np.array(exposure.frame_px) - 0.5
+    of_particles = local_shift_px(coefficients, place, exposure.frames)
     for frame, before in enumerate(exposure.before_e_A2()):
-        spatial = warp.at_frame(specimen.track.local_px, frame)
+        spatial = in_space(coefficients, frame)
         channels = [warp.warped(channel, spatial, (0.0, 0.0), view.corner, exposure.frame_px) for channel in ice]
         if view.has_quadrature and len(channels) == 1:
             channels.append(np.zeros(view.shape, np.float32))
-        view.lay_particles(channels, particles, spatial)
-        whole = specimen.track.whole_px[frame]
+        view.lay_particles(channels, particles, of_particles[:, frame])
+        whole = specimen.motion.frame_px[frame]
         image = view.passed_on(channels, before, whole)
         image += np.float32(1.0)
         if light is not None:
@@ -307,10 +309,7 @@ class _View:
         self.microscope, self.exposure, self.specimen = microscope, exposure, specimen
         nx, ny = exposure.frame_px
         edges = np.array([-0.5, 0.0, 0.5])
-        moved = [
-            whole + warp.shifts_px(warp.at_frame(specimen.track.local_px, frame), edges[:, None], edges)
-            for frame, whole in enumerate(specimen.track.whole_px)
-        ]
+        moved = specimen.motion.at(np.stack(np.meshgrid(edges, edges), axis=-1))
         margin = math.ceil(np.abs(moved).max()) + 8
         self.shape = (scipy.fft.next_fast_len(ny + 2 * margin, True), scipy.fft.next_fast_len(nx + 2 * margin, True))
         self.corner = (margin, margin)
@@ -407,13 +406,12 @@ class _View:
         return scipy.fft.irfft2(transform / (along_y * along_x), s=self.shape)
 
     def lay_particles(
-        self, channels: list[NDArray[np.float32]], particles: NDArray[np.complex64], spatial: NDArray[np.float64]
+        self, channels: list[NDArray[np.float32]], particles: NDArray[np.complex64], local_px: NDArray[np.float64]
     ) -> None:
-        """Add the particles' projections, (n, P) complex64, to the channels, moved by the local model of a frame."""
+        """Add the particles' projections, (n, P) complex64, to the channels, moved by minus the local shifts (n, 2)."""
         truth, box_px = self.specimen.truth, self.microscope.box_px
         pixels = simulation.image_pixels(box_px)
-        fraction = self.specimen.centre_px / np.array(self.exposure.frame_px) - 0.5
-        centre = self.specimen.centre_px - warp.shifts_px(spatial, *fraction.T) + np.array(self.corner)
+        centre = self.specimen.centre_px - local_px + np.array(self.corner)
         whole = np.rint(centre).astype(np.int64)
         below_A = 0.5 * (truth.defocus_u_A + truth.defocus_v_A) - 0.5 * sum(self.specimen.defocus[:2])
         k2 = ((pixels.kx**2 + pixels.ky**2) / (box_px * self.microscope.pixel_size_A) ** 2).astype(np.float32)

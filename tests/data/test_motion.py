@@ -73,11 +73,17 @@ def test_real_motion_is_read_and_adds_up(shared_data: Path) -> None:
         ("_rlnImageSizeZ 5", "_rlnImageSizeZ 5.5", "not whole"),
         ("\n35 ", "\n34 ", "expected 0 to 35"),
         ("_rlnMotionModelCoeff #2", "_rlnOther #2", "no _rlnMotionModelCoeff"),
+        ("_rlnMicrographShiftY #3", "_rlnOther #3", "no _rlnMicrographShiftY"),
+        ("4 7.5 -2", "4 nan -2", "rlnMicrographShiftX has values that are not finite"),
+        ("4 7.5 -2", "4 7.5 word", "rlnMicrographShiftY is not a number"),
+        ("_rlnMicrographStartFrame 1", "_rlnMicrographStartFrame 0", "StartFrame is 0; expected 1 to 5"),
     ],
 )
 def test_a_file_that_is_wrong_is_refused(tmp_path: Path, old: str, new: str, told: str) -> None:
     path = tmp_path / "a.star"
-    write_motion(path, example())
+    motion = example()
+    motion.frame_px[3] = 7.5, -2.0
+    write_motion(path, motion)
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 
 import mrcfile
 import numpy as np
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from tiny import imported, quiet
 
 from dcryo.data import micrographs, mrc, star
-from dcryo.data.tracks import Track, read_track, write_track
+from dcryo.data.motion import MotionFile, read_motion, write_motion
 from dcryo.errors import InputError, RunError
 from dcryo.jobs.reconstruct import ReconstructOptions, reconstruct
 from dcryo.jobs.simulate import SimulateOptions, simulate
@@ -36,22 +37,22 @@ def contents(folder):
 
 
 def corrected(folder, number):
-    """Frames of a movie times the gain, hot pixels at the mean, and its track."""
+    """Frames of a movie times the gain, hot pixels at the mean, and its motion."""
     name = f"movie{number:05d}"
     frames = mrcfile.read(folder / "movies" / f"{name}.mrc") * mrc.read_map(folder / "gain.mrc").array[0]
     if (folder / "dirt.star").exists():
         hot = star.read_blocks(folder / "dirt.star")["hot_pixels"].columns
         x, y = (hot[f"rlnCoordinate{axis}"].astype(int) for axis in "XY")
         frames[:, y, x] = frames.mean()
-    return frames, read_track(folder / "motion" / f"{name}.star")[0]
+    return frames, read_motion(folder / "motion" / f"{name}.star")
 
 
-def aligned(frames, track):
-    """Frames moved by their whole-frame shifts and summed."""
+def aligned(frames, shifts):
+    """Frames moved by shifts and summed."""
     kx, ky = np.fft.rfftfreq(frames.shape[2]), np.fft.fftfreq(frames.shape[1])[:, None]
     total = sum(
         scipy.fft.rfft2(frame) * np.exp(-2j * np.pi * (kx * x + ky * y))
-        for frame, (x, y) in zip(frames, track.whole_px, strict=True)
+        for frame, (x, y) in zip(frames, shifts, strict=True)
     )
     return scipy.fft.irfft2(total, s=frames.shape[1:])
 
@@ -78,9 +79,10 @@ def test_files_agree_with_one_another_and_with_other_readers(made):
     assert set(particles["micrograph"]) <= set(table["path"]) and table["path"][0] == "movie00001.mrc"
     for path, motion, total in zip(table["movie_path"], table["motion_path"], table["motion_total_A"], strict=True):
         assert (out / path).is_file()
-        track, pixel_size_A = read_track(out / motion)
-        assert pixel_size_A == 5.0 and track.whole_px.shape == (4, 2)
-        assert total == pytest.approx(5.0 * np.hypot(*np.diff(track.whole_px, axis=0).T).sum(), rel=1e-6)
+        track = read_motion(out / motion)
+        assert track.pixel_size_A == 5.0 and track.frame_px.shape == (4, 2) and track.shape_px == (150, 120)
+        assert track.movie_path == path and track.coefficients is not None and len(track.hot_px) == 6
+        assert total == pytest.approx(5.0 * np.hypot(*np.diff(track.frame_px, axis=0).T).sum(), rel=1e-6)
     of = [list(table["path"]).index(name) for name in particles["micrograph"]]
     assert np.abs(particles["defocus_u_A"] - table["defocus_u_A"][of]).std() < 300.0
     assert np.all((particles["coordinate_px"] >= 0) & (particles["coordinate_px"] < (150, 120)))
@@ -158,25 +160,47 @@ def test_many_counts_take_two_bytes(tmp_path):
     assert frames.dtype == np.uint16 and frames.mean() == pytest.approx(500.0, rel=0.2)
 
 
+GIVEN = MotionFile(
+    movie_path="a.mrc", shape_px=(300, 240), pixel_size_A=2.5, coefficients=np.full((2, 18), 1e-3),
+    frame_px=np.array([[1.0, 1.0], [3.0, -1.0], [4.0, 0.5], [9.0, 9.0], [0.0, 0.0]]),
+)  # fmt: skip
+
+
 def test_motion_can_be_given(tmp_path):
-    given = Track(np.array([[1.0, 1.0], [3.0, -1.0], [4.0, 0.5], [9.0, 9.0], [0.0, 0.0]]), np.full((2, 18), 1e-3))
-    write_track(tmp_path / "a.star", given, {"rlnMicrographOriginalPixelSize": 2.5}, np.empty((0, 2)))
+    write_motion(tmp_path / "a.star", GIVEN)
     result = run(tmp_path / "out", tracks=(tmp_path / "a.star",), movies=2)
     for number in (1, 2):
-        found, _ = read_track(result.movies_star.parent / "motion" / f"movie{number:05d}.star")
-        np.testing.assert_allclose(found.whole_px, 0.5 * (given.whole_px[:4] - 1.0))
-        np.testing.assert_allclose(found.local_px, 0.5 * given.local_px)
+        found = read_motion(result.movies_star.parent / "motion" / f"movie{number:05d}.star")
+        np.testing.assert_allclose(found.frame_px, 0.5 * (GIVEN.frame_px[:4] - 1.0))
+        np.testing.assert_allclose(found.coefficients, 0.5 * GIVEN.coefficients)
     with pytest.raises(InputError, match=r"5 frames; expected at least --frames 6"):
         run(tmp_path / "other", tracks=(tmp_path / "a.star",), frames=6)
+
+
+def test_motion_without_a_local_model_or_of_a_part_of_the_frames(tmp_path):
+    """A movie that was corrected from its second frame on: that is where the simulated one begins."""
+    frame_px = np.concatenate([np.full((1, 2), np.nan), GIVEN.frame_px])
+    write_motion(tmp_path / "a.star", replace(GIVEN, frame_px=frame_px, first_frame=2, coefficients=None))
+    options = {"tracks": (tmp_path / "a.star",), "movies": 1}
+    out = run(tmp_path / "out", **options).movies_star.parent
+    found = read_motion(out / "motion" / "movie00001.star")
+    np.testing.assert_allclose(found.frame_px, 0.5 * (GIVEN.frame_px[:4] - 1.0))
+    assert not found.coefficients.any()
+    for change in ({"first_frame": 1}, {"frame_px": np.insert(GIVEN.frame_px, 3, np.nan, axis=0)}):
+        write_motion(tmp_path / "a.star", replace(GIVEN, **({"frame_px": frame_px} | change)))
+        with pytest.raises(InputError, match="none left out"):
+            run(tmp_path / "other", **options)
+    write_motion(tmp_path / "a.star", replace(GIVEN, pixel_size_A=0.0))
+    with pytest.raises(InputError, match="rlnMicrographOriginalPixelSize is 0"):
+        run(tmp_path / "other", **options)
 
 
 def test_real_motion_is_taken(tmp_path, shared_data):
     folder = shared_data / "bgal_empiar10204" / "MotionCorr" / "job002" / "Movies"
     paths = tuple(sorted(folder.glob("*.star"))[:2])
     result = run(tmp_path / "out", tracks=paths, movies=2, frames=8)
-    found, _ = read_track(result.movies_star.parent / "motion" / "movie00002.star")
-    expected, _ = read_track(paths[1])
-    np.testing.assert_allclose(found.whole_px, expected.whole_px[:8] * 0.885 / 5.0, rtol=1e-6)
+    found = read_motion(result.movies_star.parent / "motion" / "movie00002.star")
+    np.testing.assert_allclose(found.frame_px, read_motion(paths[1]).frame_px[:8] * 0.885 / 5.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +244,7 @@ def test_particles_cut_out_at_the_truth_give_the_density(strong, tmp_path):
         boxes = []
         for number in range(1, 5):
             frames, track = corrected(out, number)
-            total = aligned(frames, Track(sign * track.whole_px, track.local_px))
+            total = aligned(frames, sign * track.frame_px)
             rows = truth["micrograph"] == f"movie{number:05d}.mrc"
             boxes += [_box(total, *place) for place in truth["coordinate_px"][rows].astype(int)]
         folder = tmp_path / f"sign{sign}"
@@ -261,10 +285,10 @@ def test_relion_finds_the_tracks(tmp_path, kind):
         ["relion_run_motioncorr", *words], cwd=out, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found, _ = read_track(out / "mc" / "movies" / "movie00001.star")
-    truth, _ = read_track(out / "motion" / "movie00001.star")
-    assert np.abs(truth.whole_px[-1]).max() > 4.0
-    off = found.whole_px - truth.whole_px
+    found = read_motion(out / "mc" / "movies" / "movie00001.star")
+    truth = read_motion(out / "motion" / "movie00001.star")
+    assert np.abs(truth.frame_px[-1]).max() > 4.0
+    off = found.frame_px - truth.frame_px
     assert np.sqrt(np.mean((off - off.mean(axis=0)) ** 2)) < 0.3
     hot = star.read_blocks(out / "mc" / "movies" / "movie00001.star")["hot_pixels"].columns
     places = {(float(x), float(y)) for x, y in zip(hot["rlnCoordinateX"], hot["rlnCoordinateY"], strict=True)}

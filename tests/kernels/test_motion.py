@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import movie_making
 import numpy as np
 import pytest
 import scipy.fft
 from scipy.optimize import check_grad
 
+from dcryo.data.motion import read_motion
+from dcryo.data.star_syntax import read_blocks
 from dcryo.kernels import motion
 from dcryo.kernels.motion import (
     Band,
@@ -13,6 +17,7 @@ from dcryo.kernels.motion import (
     climb,
     correlation,
     fit,
+    in_space,
     local_shift_px,
     narrowed,
     search,
@@ -78,6 +83,26 @@ def test_the_local_model_is_the_polynomial() -> None:
     found = local_shift_px(coefficients, place, 7)
     for row, (x, y) in enumerate(place):
         assert found[row] == pytest.approx(movie_making.local_px(coefficients, x, y, 7))
+        for frame in range(7):
+            at = in_space(coefficients, frame) @ (1, x, x * x, y, y * y, x * y)
+            assert found[row, frame] == pytest.approx(at, rel=1e-12, abs=1e-12)
+
+
+def test_the_local_model_is_that_of_relions_files(shared_data: Path) -> None:
+    """In each real movie the tracks measured of patches lie nearer to the model's at their places than to no model."""
+    paths = sorted((shared_data / "bgal_empiar10204" / "MotionCorr" / "job002" / "Movies").glob("*.star"))
+    assert paths
+    for path in paths:
+        found = read_motion(path)
+        assert found.coefficients is not None
+        columns = {name: values.astype(float) for name, values in read_blocks(path)["local_shift"].columns.items()}
+        place, measured = (
+            np.stack([columns[f"{label}{axis}"] for axis in "XY"], axis=1)
+            for label in ("rlnCoordinate", "rlnMicrographShift")
+        )
+        shifts = local_shift_px(found.coefficients, place / found.shape_px - 0.5, len(found.frame_px))
+        model = shifts[np.arange(len(place)), columns["rlnMicrographFrameNumber"].astype(int) - 1]
+        assert np.sum((measured - model) ** 2) < 0.8 * np.sum(measured**2)
 
 
 def test_a_band_holds_each_frequency_of_the_half_plane_once() -> None:

@@ -19,15 +19,6 @@ def coefficients_of(image):
     return np.fft.ifft2(transform).real.astype(np.float32)
 
 
-def naive_shift(local, frame, x, y):
-    """RELION's sum, term by term, for one axis' 18 coefficients."""
-    t, total = float(frame), 0.0
-    for n, term in enumerate((1.0, x, x * x, y, y * y, x * y)):
-        for power in (1, 2, 3):
-            total += local[3 * n + power - 1] * term * t**power
-    return total
-
-
 def naive_warp(image, spatial, offset, corner, extent):
     """Solve for the point of each pixel until it stands still, then let scipy interpolate."""
     rows, columns = np.indices(image.shape).astype(float)
@@ -38,38 +29,6 @@ def naive_warp(image, spatial, offset, corner, extent):
         px = columns + offset[0] + np.tensordot(spatial[0], terms, 1)
         py = rows + offset[1] + np.tensordot(spatial[1], terms, 1)
     return scipy.ndimage.map_coordinates(image.astype(float), [py, px], order=3, mode="grid-wrap")
-
-
-def test_the_polynomial_is_relions_sum():
-    local = noise((2, 18)).astype(float)
-    for frame, x, y in ((0, 0.3, -0.2), (1, -0.5, 0.5), (7, 0.25, 0.1)):
-        found = warp.shifts_px(warp.at_frame(local, frame), x, y)
-        np.testing.assert_allclose(found, [naive_shift(axis, frame, x, y) for axis in local], rtol=1e-12, atol=1e-12)
-
-
-def test_the_polynomial_is_that_of_relions_files(shared_data):
-    from dcryo.data.star import read_blocks
-    from dcryo.data.tracks import read_track
-
-    # Every patch's measured track lies nearer to the model's at its place than to no model, in each real movie.
-    paths = sorted((shared_data / "bgal_empiar10204" / "MotionCorr" / "job002" / "Movies").glob("*.star"))
-    assert paths
-    for path in paths:
-        track, pixel_size_A = read_track(path)
-        assert pixel_size_A == 0.885 and track.whole_px.shape == (24, 2)
-        blocks = read_blocks(path)
-        size = [float(blocks["general"].columns[f"rlnImageSize{axis}"][0]) for axis in "XY"]
-        columns = {name: values.astype(float) for name, values in blocks["local_shift"].columns.items()}
-        place = [columns[f"rlnCoordinate{axis}"] / n - 0.5 for axis, n in zip("XY", size, strict=True)]
-        measured = np.stack([columns[f"rlnMicrographShift{axis}"] for axis in "XY"], axis=1)
-        frames = columns["rlnMicrographFrameNumber"].astype(int) - 1
-        model = np.array(
-            [
-                warp.shifts_px(warp.at_frame(track.local_px, frame), x, y)
-                for frame, x, y in zip(frames, *place, strict=True)
-            ]
-        )
-        assert np.sum((measured - model) ** 2) < 0.8 * np.sum(measured**2)
 
 
 @pytest.mark.parametrize("shape", [(48, 64), (63, 50)])

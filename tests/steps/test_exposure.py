@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dcryo.data.tracks import Track
-from dcryo.kernels import slices, warp
+from dcryo.kernels import slices
 from dcryo.kernels.ctf import ctf
-from dcryo.kernels.damage import survival
 from dcryo.kernels.density import gaussian_density
+from dcryo.kernels.dose import survival
 from dcryo.kernels.filters import pad_or_crop
+from dcryo.kernels.motion import Motion, local_shift_px
 from dcryo.kernels.phantom import phantom
 from dcryo.kernels.symmetry import operators
 from dcryo.steps import exposure, simulation
@@ -133,7 +133,7 @@ def test_each_frame_has_the_signal_that_the_damage_leaves(prepared):
 def test_frames_moved_back_by_the_whole_track_are_alike(prepared):
     shot, scope = of(motion_A=25.0, dose_per_frame_e_A2=HARMLESS, frames=5, ice=FAINT), microscope()
     frames, specimen = movie(prepared, scope, shot)
-    track = specimen.track.whole_px
+    track = specimen.motion.frame_px
     assert np.abs(track[-1]).max() > 2.0 and not track[0].any()
     inner = (slice(20, -20), slice(20, -20))
     for frame, shift in zip(frames, track, strict=True):
@@ -145,10 +145,10 @@ def test_frames_moved_back_by_the_whole_track_are_alike(prepared):
 def test_particles_and_ice_follow_the_local_model(prepared):
     local = np.zeros((2, 6, 3))
     local[0, :, 0], local[1, :, 1] = (1.0, 3.0, -2.0, 1.5, 2.0, 4.0), (-0.5, 1.0, 0.5, -1.5, 1.0, -1.0)
-    track = Track(np.array([[0.0, 0.0], [2.3, -4.6], [5.1, -3.2]]), 0.5 * local.reshape(2, 18))
+    motion = Motion(np.array([[0.0, 0.0], [2.3, -4.6], [5.1, -3.2]]), 0.5 * local.reshape(2, 18))
     scope = microscope()
     for shot in (of(dose_per_frame_e_A2=HARMLESS), of(dose_per_frame_e_A2=HARMLESS, particles=1, ice=FAINT)):
-        specimen = exposure.draw_specimen(shot, scope, 2, 0, track)
+        specimen = exposure.draw_specimen(shot, scope, 2, 0, motion)
         contrast = 0.0 if shot.ice else 1e-3
         frames, _ = movie(prepared, scope, shot, contrast, specimen=specimen)
         # Pieces about particles, or anywhere in the ice, lie at r - whole - local(r).
@@ -156,7 +156,7 @@ def test_particles_and_ice_follow_the_local_model(prepared):
         for place in places:
             fraction = place / np.array(shot.frame_px) - 0.5
             for frame in (1, 2):
-                shift = track.whole_px[frame] + warp.shifts_px(warp.at_frame(track.local_px, frame), *fraction)
+                shift = motion.at(fraction)[frame]
                 x, y = np.rint(place).astype(int)
                 piece = (slice(max(0, y - 12), y + 12), slice(max(0, x - 12), x + 12))
                 back = moved(frames[frame], shift)[piece]
@@ -270,9 +270,9 @@ def test_particles_keep_their_distance_and_stay_clear_of_dirt():
 
 
 def test_dirt_is_dark_and_moves_with_the_specimen(prepared):
-    track = Track(np.array([[0.0, 0.0], [6.0, -3.0]]), np.zeros((2, 18)))
+    motion = Motion(np.array([[0.0, 0.0], [6.0, -3.0]]), np.zeros((2, 18)))
     shot, scope = of(frames=2, frame_px=(400, 400), crystals=2.0, film=1.0), microscope()
-    specimen = exposure.draw_specimen(shot, scope, 8, 0, track)
+    specimen = exposure.draw_specimen(shot, scope, 8, 0, motion)
     assert len(specimen.crystals) and specimen.hole is not None
     frames, _ = movie(prepared, scope, shot, 0.0, specimen=specimen)
     back = moved(frames[1], (6.0, -3.0))
@@ -287,15 +287,16 @@ def test_dirt_is_dark_and_moves_with_the_specimen(prepared):
 
 def test_a_track_is_fast_first():
     shot = of(frames=24, dose_per_frame_e_A2=1.3, motion_A=15.0, local_motion_A=2.0)
-    tracks = [exposure.draw_track(shot, 0.885, 1, number) for number in range(40)]
-    steps = 0.885 * np.array([np.hypot(*np.diff(track.whole_px, axis=0).T) for track in tracks])
+    motions = [exposure.draw_motion(shot, 0.885, 1, number) for number in range(40)]
+    steps = 0.885 * np.array([np.hypot(*np.diff(motion.frame_px, axis=0).T) for motion in motions])
     assert steps[:, :4].mean() > 3 * steps[:, -8:].mean()
     assert 10.0 < steps.sum(axis=1).mean() < 25.0
-    corners = [warp.shifts_px(warp.at_frame(track.local_px, 23), 0.5, -0.5) for track in tracks]
-    assert 0.885 * np.sqrt(np.mean(np.square(corners))) == pytest.approx(2.0, rel=0.35)
-    assert not any(track.whole_px[0].any() for track in tracks)
+    place = np.array([[0.5, -0.5], [0.0, 0.0]])
+    corners, centres = np.stack([local_shift_px(motion.coefficients, place, 24) for motion in motions], axis=1)
+    assert 0.885 * np.sqrt(np.mean(np.square(corners[:, 23]))) == pytest.approx(2.0, rel=0.35)
+    assert not any(motion.frame_px[0].any() for motion in motions)
     # What is left of the polynomial at the centre is nothing: that is the whole-frame track.
-    assert not any(warp.shifts_px(warp.at_frame(track.local_px, 9), 0.0, 0.0).any() for track in tracks)
+    assert not centres.any()
 
 
 def test_a_movie_does_not_know_of_other_movies_and_the_seed_decides(prepared):
