@@ -43,7 +43,7 @@ KINDS = ("particles", "empty ice", "halves", "between two", "heaps")
 SETS = {"junk": (3000, 0.2), "clean": (3000, 0.0), "many": (20000, 0.0)}
 DCRYO = "dcryo class2d {data}.zarr --classes {classes} --mask-diameter 190 --out {out} --overwrite"
 RELION = (
-    "relion_refine --o {out}/run --i {data}/particles.star --ctf --iter 25 --tau2_fudge 2 --particle_diameter 190 "
+    "relion_refine --o ../relion/run --i particles.star --ctf --iter 25 --tau2_fudge 2 --particle_diameter 190 "
     "--K 20 --flatten_solvent --zero_mask --oversampling 1 --psi_step 12 --offset_range 5 --offset_step 2 --norm "
     "--scale --dont_combine_weights_via_disc --preread_images --pool 30 --j 2 --random_seed 1"
 )
@@ -187,10 +187,10 @@ def correlations(images: np.ndarray, shells: np.ndarray, truth: np.ndarray) -> n
 
 def run_dcryo(folder: Path, name: str) -> dict:
     data, classes, more = RUNS[name]
-    words = f"{DCRYO.format(data=data, classes=classes, out=name)} {more}".split()
+    words = f"{DCRYO.format(data=data, classes=classes, out='run-' + name)} {more}".split()
     found: dict = {"measured": measured.run(words, folder, f"{name}.log")}
-    table = read_class_table(folder / name / "classes.star")
-    stack = mrc.open_stack(folder / name / "classes.mrcs")
+    table = read_class_table(folder / f"run-{name}" / "classes.star")
+    stack = mrc.open_stack(folder / f"run-{name}" / "classes.mrcs")
     truth = mrc.read_map(folder / data / "truth.mrc").array
     shells = BOX * PIXEL_A / table.resolution_A
     agreement = correlations(stack.read(np.arange(stack.n)), shells, truth)
@@ -201,10 +201,10 @@ def run_dcryo(folder: Path, name: str) -> dict:
         "correlation_least": float(agreement[kept].min()),
         "resolution_A": float(np.sum(weights * table.resolution_A[kept])),
         "kept_classes": int(kept.sum()),
-        "iterations": len(json.loads((folder / name / "run.json").read_text())["iterations"]),
+        "iterations": len(json.loads((folder / f"run-{name}" / "run.json").read_text())["iterations"]),
     }
     if data == "junk":
-        words = ["dcryo", "select", name, "--auto", "--out", f"{name}-selected.zarr", "--overwrite"]
+        words = ["dcryo", "select", f"run-{name}", "--auto", "--out", f"{name}-selected.zarr", "--overwrite"]
         measured.run(words, folder, f"{name}-select.log")
         kinds, rows = np.load(folder / data / "kinds.npy"), open_store(folder / f"{name}-selected.zarr").rows()
         taken = np.zeros(len(kinds), bool)
@@ -216,8 +216,7 @@ def run_dcryo(folder: Path, name: str) -> dict:
 
 def run_relion(folder: Path) -> dict:
     (folder / "relion").mkdir(exist_ok=True)
-    words = RELION.format(out="relion", data="clean").split()
-    found: dict = {"measured": measured.run(words, folder, "relion.log")}
+    found: dict = {"measured": measured.run(RELION.split(), folder / "clean", "relion.log")}
     blocks = star.read_blocks(folder / "relion" / "run_it025_model.star")
     share = blocks["model_classes"].columns["rlnClassDistribution"].astype(float)
     resolution = blocks["model_classes"].columns["rlnEstimatedResolution"].astype(float)
@@ -241,7 +240,7 @@ def overlap(folder: Path, first: str, second: str) -> float:
     """Part of the particles that two runs put together alike: of pairs in one class in either, those in one in both."""
     found = []
     for name in (first, second):
-        particles = star.read_particles(folder / name / "particles.star")
+        particles = star.read_particles(folder / f"run-{name}" / "particles.star")
         found.append(particles["class_number"][np.argsort(identities(particles))])
     counts = np.zeros((found[0].max() + 1, found[1].max() + 1))
     np.add.at(counts, (found[0], found[1]), 1)
@@ -307,7 +306,7 @@ def report(folder: Path) -> str:
             f"\nAfter `select --auto`: {100 * found['good_kept']:.1f} % of the particles are kept, "
             f"{100 * found['junk_gone']:.1f} % of the junk is gone. Kept: {kept}.\n"
         )
-    if (folder / "clean-20-seed-1" / "particles.star").exists():
+    if (folder / "run-clean-20-seed-1" / "particles.star").exists():
         parts.append(f"\nSame sets from another seed: {100 * overlap(folder, 'clean-20', 'clean-20-seed-1'):.0f} %.\n")
     return "\n".join(parts)
 
