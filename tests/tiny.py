@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dcryo.data.items import Found, Item
 from dcryo.data.store import Store
+from dcryo.errors import InputError, RunError
 from dcryo.jobs.exchange import ImportOptions, import_particles
 from dcryo.jobs.simulate import PHANTOM, SimulateOptions, SimulateResult, simulate
 
@@ -80,3 +82,16 @@ def _die_at(owner: str, name: str, call: int) -> None:
         return before(*given, **named)
 
     setattr(holder, name, dying)
+
+
+def measured(item: Item, unit: str) -> Found:
+    """What a test does with a file: the length of its text."""
+    text = item.source.read_text()
+    if text == "refused":
+        raise InputError(f"{item.source}: refused")
+    if text == "full":
+        raise RunError("the disk is full")
+    return Found(
+        {"length": len(text), "unit": unit},
+        flag="empty" if not text else "",
+    )

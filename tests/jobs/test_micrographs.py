@@ -3,25 +3,13 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 
 from dcryo.cluster import connect
 from dcryo.data.items import Found, Item
 from dcryo.data.run import Run
 from dcryo.errors import InputError, RunError
 from dcryo.jobs import micrographs
-
-
-def measured(item: Item, unit: str) -> Found:
-    """What a test does with a file: the length of its text."""
-    text = item.source.read_text()
-    if text == "refused":
-        raise InputError(f"{item.source}: refused")
-    if text == "full":
-        raise RunError("the disk is full")
-    return Found(
-        {"length": len(text), "unit": unit},
-        flag="empty" if not text else "",
-    )
 
 
 class Case:
@@ -44,8 +32,8 @@ class Case:
             connect(kind, 2) as cluster,
         ):
             found = micrographs.work_through(
-                run, self.find, measured, ("letters",), cluster, watch, lambda all_: self.told.append(sorted(all_)),
-                lambda line, end="\n": self.said.append(line),
+                run, self.find, tiny.measured, ("letters",), cluster, watch,
+                lambda all_: self.told.append(sorted(all_)), lambda line, end="\n": self.said.append(line),
             )  # fmt: skip
             run.flag(micrographs.flagged(found))
             run.done({})
