@@ -44,8 +44,9 @@ _HEADROOM_SHELLS = 3
 # Full iterations end when so few images change their class.
 _CHANGED = 0.01
 # Mini-batches: images per class in each, how many iterations, and how much of the sums an iteration replaces.
-_PER_CLASS, _MINI_ITERATIONS, _REPLACED = 50, 25, 0.25
-_FULL_AT_LEAST = 3
+_PER_CLASS, _MINI_ITERATIONS, _REPLACED = 50, 20, 0.25
+# Iterations over all images: at least, and as many as there are after mini-batches, which leave little to gain.
+_FULL_AT_LEAST, _FULL_AFTER_MINI = 3, 2
 # A class with less than this part of an equal share is given half of the largest one.
 _DEAD = 0.1
 _SPECTRUM_IMAGES = 1024
@@ -473,6 +474,7 @@ def _update(
         images, share = revived(made)
         images = centred(images, job.of)
     converged = full >= _FULL_AT_LEAST and changed < _CHANGED
+    most = min(job.options.max_iterations, _FULL_AFTER_MINI) if _in_batches(job) else job.options.max_iterations
     first = max(shell_at(job.options.initial_lowpass_A, box, pixel), 3)
     shell = int(np.clip(typical + _HEADROOM_SHELLS, first, job.of.shell_max))
     if number < 3:
@@ -484,7 +486,7 @@ def _update(
         numerator=np.stack([half.numerator for half in blended]),
         denominator=np.stack([half.denominator for half in blended]),
         sums_share=np.stack([half.share for half in blended]),
-        last=not mini and (converged or full + 1 >= job.options.max_iterations), **columns,
+        last=not mini and (converged or full + 1 >= most), **columns,
     )  # fmt: skip
     figures = {
         "iteration": number,
