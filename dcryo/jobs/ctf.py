@@ -14,7 +14,14 @@ from dcryo.data.mrc import StackWriter
 from dcryo.data.particles import Micrographs
 from dcryo.data.run import Run
 from dcryo.errors import InputError
-from dcryo.jobs.micrographs import MicrographOptions, WatchOptions, flagged, load_micrographs, work_through
+from dcryo.jobs.micrographs import (
+    MicrographOptions,
+    WatchOptions,
+    await_table,
+    flagged,
+    load_micrographs,
+    work_through,
+)
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress
 from dcryo.steps import ctf as steps
 from dcryo.steps.ctf import Estimate, Optics, Wanted
@@ -107,6 +114,8 @@ class _Micrograph(Item):
 def ctf(options: CtfOptions, *, progress: Progress = print) -> CtfResult:
     """Estimate; see `CtfOptions`. InputError for bad input, before work starts."""
     check_kind(options.cluster)
+    if options.watch:
+        await_table(options, options.out, progress)
     _load(options)
     run = Run.start(
         options.out, "ctf", options.model_dump(), resume=options.resume, overwrite=options.overwrite, growing=True

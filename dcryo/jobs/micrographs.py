@@ -64,6 +64,22 @@ def load_micrographs(options: MicrographOptions) -> tuple[Micrographs, list[Item
     return table, named(sources)
 
 
+def await_table(options: MicrographOptions, out: Path, progress: Progress) -> None:
+    """Wait until the STAR file of micrographs is there, which another job that watches has yet to write.
+
+    InputError where a file named ``stop`` comes first.
+    """
+    path = options.micrographs[0]
+    if path.suffix != ".star" or path.exists():
+        return
+    progress(f"waiting for {path}")
+    while not path.exists():
+        if (out / STOP).exists():
+            (out / STOP).unlink()
+            raise InputError(f"{path}: was not there before {out / STOP}; nothing was done")
+        time.sleep(_POLL_S)
+
+
 def _refuse_given(options: MicrographOptions) -> None:
     for name in MicrographOptions.model_fields:
         if name != "micrographs" and getattr(options, name) is not None:

@@ -16,7 +16,14 @@ from dcryo.data.items import Found, Item, arrays_of
 from dcryo.data.particles import Micrographs
 from dcryo.data.run import Run
 from dcryo.errors import InputError
-from dcryo.jobs.micrographs import MicrographOptions, WatchOptions, flagged, load_micrographs, work_through
+from dcryo.jobs.micrographs import (
+    MicrographOptions,
+    WatchOptions,
+    await_table,
+    flagged,
+    load_micrographs,
+    work_through,
+)
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress
 from dcryo.kernels.matching import Curve, curve, matched
 from dcryo.kernels.symmetry import operators
@@ -122,6 +129,8 @@ class _Micrograph(Item):
 def pick(options: PickOptions, *, progress: Progress = print) -> PickResult:
     """Pick; see `PickOptions`. InputError for bad input, before work starts."""
     check_kind(options.cluster)
+    if options.watch:
+        await_table(options, options.out, progress)
     search = options.search
     templates = _templates(options)
     _find(options)

@@ -132,3 +132,27 @@ def test_names_must_differ(tmp_path: Path) -> None:
     assert [item.name for item in micrographs.named(paths)] == ["x", "y", "z.fraction"]
     with pytest.raises(InputError, match="the same name"):
         micrographs.named([tmp_path / "a" / "x.tif", tmp_path / "b" / "x.mrc"])
+
+
+def test_a_job_waits_for_the_table_that_another_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(micrographs, "_POLL_S", 0.02)
+    table, said = tmp_path / "motion" / "micrographs.star", []
+    options = micrographs.MicrographOptions(micrographs=(table,))
+
+    def wait() -> None:
+        micrographs.await_table(options, tmp_path / "out", lambda line, end="\n": said.append(line))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    wait_for(lambda: said)
+    assert thread.is_alive() and said == [f"waiting for {table}"]
+    table.parent.mkdir()
+    table.touch()
+    thread.join(10)
+    assert not thread.is_alive()
+    # Told to stop before there is one, it says that it did nothing.
+    table.unlink()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / micrographs.STOP).touch()
+    with pytest.raises(InputError, match="was not there before"):
+        wait()
