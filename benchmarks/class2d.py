@@ -293,7 +293,7 @@ def report(folder: Path) -> str:
     where = measured.described(measured.load(path)["machine"] for path in paths)
     parts = ["# 2D classification\n", f"Written by `benchmarks/class2d.py` on {where}.\n"]
     parts.append(
-        "`relion` and `clean-20` are of the same 3,000 particles without junk, 20 classes. Resolution is each "
+        "`clean-20` is of the same 3,000 particles as `relion`, where that was run to its end. Resolution is each "
         "program's own, weighted by the classes' sizes; the correlation is that of a class with the projection of the "
         "truth that is most like it, up to that resolution: the median and the least of the classes that are kept.\n"
     )

@@ -20,7 +20,15 @@ from dcryo.data.run import Run
 from dcryo.errors import InputError
 from dcryo.euler import matrix_from_euler
 from dcryo.jobs import em
-from dcryo.jobs.dataset import Dataset, Shard, load_dataset, quarantine_rows, shard_rows
+from dcryo.jobs.dataset import (
+    Dataset,
+    Shard,
+    load_dataset,
+    mask_edge_px,
+    particle_diameter_A,
+    quarantine_rows,
+    shard_rows,
+)
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
 from dcryo.kernels import fsc, masks, ranking, rings
 from dcryo.kernels.ctf import ctf
@@ -32,8 +40,6 @@ from dcryo.steps.classification import Averages, Found, Images, Sums
 # The half set of each class agree by this where the class is resolved: they were compared with the same images, so that
 # the gold standard's 0.143 would flatter.
 CLASS_RESOLVED = 0.5
-_MASK_EDGE_A, _LEAST_MASK_EDGE_PX = 10.0, 3.0
-_DEFAULT_DIAMETER = 0.85
 # Rings hold what is a little outside of the mask too, where a neighbour or a wrong centre shows.
 _SEEN_DIAMETER = 1.25
 # Of images that are weighed at once: the scores of all their poses, so few that caches hold them.
@@ -181,14 +187,10 @@ def class2d(options: Class2dOptions, *, progress: Progress = print) -> Class2dRe
     check_kind(options.cluster)
     data = load_dataset(options.store, options.seed)
     box, pixel = data.store.box_px, data.store.pixel_size_A
-    diameter = options.mask_diameter_A or _DEFAULT_DIAMETER * box * pixel
-    if not 4 * pixel < diameter <= box * pixel:
-        raise InputError(
-            f"--mask-diameter {diameter:g} A: expected more than {4 * pixel:g} A and at most the box, {box * pixel:g} A"
-        )
+    diameter = particle_diameter_A(data.store, options.mask_diameter_A)
     if options.classes > len(data.particles):
         raise InputError(f"--classes {options.classes}: the store has {len(data.particles)} particles; give fewer")
-    mask = masks.circle(box, diameter / pixel, max(_MASK_EDGE_A / pixel, _LEAST_MASK_EDGE_PX))
+    mask = masks.circle(box, diameter / pixel, mask_edge_px(pixel))
     run = Run.start(
         options.out, "class2d", options.model_dump(), [options.store], options.seed, options.resume, options.overwrite
     )
@@ -244,7 +246,7 @@ def _first_state(job: _Job, cluster: Cluster) -> State:
     ]  # fmt: skip
     power, firsts = graph.compute((power, firsts), cluster)
     blank, per_ring = np.zeros(n), np.zeros((n, of.shell_max + 1), dtype=np.float32)
-    sums = classification.empty_sums(_setting_classes(np.stack(firsts), _blank_setting(job, shell)), 1)
+    sums = classification.empty_sums(of, k, data.n_groups)
     return State(
         iteration=0, images=np.stack(firsts) * job.mask, share=np.full(k, 1 / k), noise_power=power, shell=shell,
         origin_px=np.zeros((n, 2)), class_number=np.full(n, -1), psi_rad=blank, class_probability=blank,
@@ -253,12 +255,6 @@ def _first_state(job: _Job, cluster: Cluster) -> State:
         numerator=np.stack([sums.numerator] * 2), denominator=np.stack([sums.denominator] * 2),
         sums_share=np.zeros((2, k)), full=0, last=options.max_iterations == 1 and not _in_batches(job),
     )  # fmt: skip
-
-
-def _blank_setting(job: _Job, shell: int) -> Setting:
-    no_shift = np.zeros((1, 2))
-    one = np.full(job.options.classes, 1 / job.options.classes)
-    return Setting(job.of, one, np.zeros((1, 1)), shell, no_shift, shell, no_shift, 1.0)
 
 
 def _shard(job: _Job, rows: np.ndarray, name: str) -> Shard:
@@ -298,7 +294,7 @@ def classify_shard(shard: Shard, images_path: Path, setting: Setting) -> tuple:
         images, setting.share, of, setting.coarse_shell, setting.coarse_shift_px, setting.shift_sd_px
     )
     fine = classification.prepare(images, setting.share, of, setting.shell, setting.shift_px, setting.shift_sd_px)
-    sums = classification.empty_sums(fine, len(setting.noise_power))
+    sums = classification.empty_sums(of, len(setting.share), len(setting.noise_power))
     found, left_out = [], {}
     inverse = (2 / setting.noise_power[:, : of.shell_max + 1]).astype(np.float32)
     step = _batch_size(fine, coarse)
@@ -319,12 +315,6 @@ def classify_shard(shard: Shard, images_path: Path, setting: Setting) -> tuple:
         left_out.update({first + position: reason for position, reason in bad.items()})
     every = Found(*(np.concatenate(column) for column in zip(*found, strict=True)))
     return (*sums, every, left_out)
-
-
-def _setting_classes(images: np.ndarray, setting: Setting) -> classification.Classes:
-    return classification.prepare(
-        images, setting.share, setting.of, setting.shell, setting.shift_px, setting.shift_sd_px
-    )
 
 
 def _batch_size(*of: classification.Classes) -> int:

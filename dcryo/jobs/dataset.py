@@ -191,14 +191,9 @@ def load_mask(store: Store, diameter_A: float | None, path: Path | None) -> tupl
     InputError where the sphere does not fit the box or the mask's box, pixel size or values are wrong.
     """
     box, pixel = store.box_px, store.pixel_size_A
-    width = box * pixel
-    diameter = diameter_A or _DEFAULT_DIAMETER * width
-    if not 4 * pixel < diameter <= width:
-        raise InputError(
-            f"--mask-diameter {diameter:g} A: expected more than {4 * pixel:g} A and at most the box, {width:g} A"
-        )
+    diameter = particle_diameter_A(store, diameter_A)
     if path is None:
-        return masks.sphere(box, diameter / pixel, max(_MASK_EDGE_A / pixel, _LEAST_MASK_EDGE_PX)), diameter
+        return masks.sphere(box, diameter / pixel, mask_edge_px(pixel)), diameter
     given = mrc.read_map(path)
     if given.array.shape != (box,) * 3 or abs(given.voxel_size_A / pixel - 1) > 0.01:
         raise InputError(
@@ -209,6 +204,23 @@ def load_mask(store: Store, diameter_A: float | None, path: Path | None) -> tupl
     if not (low >= 0 and high <= 1 and high > 0):
         raise InputError(f"{path}: mask values run from {low:g} to {high:g}; expected 0 (solvent) to 1 (particle)")
     return given.array, diameter
+
+
+def particle_diameter_A(store: Store, diameter_A: float | None) -> float:
+    """The diameter that a user gave, or what the particle is taken to fill of the box; InputError where it does not
+    fit."""
+    pixel, width = store.pixel_size_A, store.box_px * store.pixel_size_A
+    diameter = diameter_A or _DEFAULT_DIAMETER * width
+    if not 4 * pixel < diameter <= width:
+        raise InputError(
+            f"--mask-diameter {diameter:g} A: expected more than {4 * pixel:g} A and at most the box, {width:g} A"
+        )
+    return diameter
+
+
+def mask_edge_px(pixel_size_A: float) -> float:
+    """Width of the soft edge of a mask."""
+    return max(_MASK_EDGE_A / pixel_size_A, _LEAST_MASK_EDGE_PX)
 
 
 def load_reference(store: Store, path: Path) -> np.ndarray:

@@ -120,9 +120,8 @@ def shift_grid(range_px: float, step_px: float) -> np.ndarray:
     return np.stack([x[inside], y[inside]], axis=1)
 
 
-def empty_sums(classes: Classes, groups: int) -> Sums:
-    """Sums of no images in G optics groups."""
-    count, of = len(classes.log_share), classes.of
+def empty_sums(of: Rings, count: int, groups: int) -> Sums:
+    """Sums of no images over so many classes, in G optics groups."""
     return Sums(
         np.zeros((of.orders + 1, count, of.shell_max + 1), np.complex64),
         np.zeros((of.orders // 2 + 1, count, of.shell_max + 1), np.complex64),

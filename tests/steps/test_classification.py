@@ -105,7 +105,7 @@ def test_the_posterior_is_that_of_the_definition(scene):
 
 
 def test_images_are_found_at_their_class_angle_and_shift(scene):
-    sums = classification.empty_sums(scene.prepared, 1)
+    sums = classification.empty_sums(OF, CLASSES, 1)
     found = classification.fold(sums, scene.batch, np.zeros(4, int), scene.prepared)
     np.testing.assert_array_equal(found.class_number, scene.number)
     # RELION's angle turns the image onto the class, ours the class onto the image.
@@ -117,7 +117,7 @@ def test_images_are_found_at_their_class_angle_and_shift(scene):
 
 
 def test_sums_are_the_images_turned_back_with_their_weights(scene):
-    sums = classification.empty_sums(scene.prepared, 1)
+    sums = classification.empty_sums(OF, CLASSES, 1)
     weighed = classification._weigh(scene.batch, scene.prepared)
     classification.fold(sums, scene.batch, np.zeros(4, int), scene.prepared)
     numerator = np.zeros((len(OF.kx), CLASSES, OF.shell_max + 1), complex)
@@ -138,7 +138,7 @@ def test_sums_are_the_images_turned_back_with_their_weights(scene):
 def test_the_residual_is_the_noise():
     """Images that are exactly a class at a pose of the grid leave what was added to them."""
     scene = Scene(count=40, seed=3)
-    sums = classification.empty_sums(scene.prepared, 2)
+    sums = classification.empty_sums(OF, CLASSES, 2)
     group = np.arange(40) % 2
     found = classification.fold(sums, scene.batch, group, scene.prepared)
     expected = 2 * (0.15 * BOX) ** 2 / 2
@@ -155,7 +155,7 @@ def test_the_residual_is_the_noise():
 def test_what_is_not_finite_has_no_part(scene):
     images = scene.images.copy()
     images[1, 3, 3] = np.nan
-    sums, without = (classification.empty_sums(scene.prepared, 1) for _ in range(2))
+    sums, without = (classification.empty_sums(OF, CLASSES, 1) for _ in range(2))
     found = classification.fold(sums, scene.batch._replace(images=images), np.zeros(4, int), scene.prepared)
     assert found.usable.tolist() == [True, False, True, True]
     kept = np.array([0, 2, 3])
@@ -170,7 +170,7 @@ def test_averages_of_many_images_are_their_class():
     halves = []
     for half in range(2):
         rows = np.arange(half, 60, 2)
-        sums = classification.empty_sums(scene.prepared, 1)
+        sums = classification.empty_sums(OF, CLASSES, 1)
         classification.fold(sums, taken(scene, rows), np.zeros(30, int), scene.prepared)
         halves.append(sums)
     made = classification.averages((halves[0], halves[1]), circle(BOX, DIAMETER, 3), OF)
