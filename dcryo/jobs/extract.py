@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from dcryo.cluster import check_kind, connect
 from dcryo.data import gathered, micrographs, star
 from dcryo.data.atomic import replacing
+from dcryo.data.coordinates import read_coordinates
 from dcryo.data.gathered import Part
 from dcryo.data.items import ITEMS, Found, Item, arrays_of, committed
 from dcryo.data.particles import Particles, identities
@@ -244,9 +245,9 @@ class _Reader:
 
 
 def _read_coordinates(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Picks of one micrograph: columns of the schema, and the others as text; from a STAR file, or EMAN's .box."""
-    if path.suffix == ".box":
-        return {"coordinate_px": _read_box(path)}, {}
+    """Picks of one micrograph: columns of the schema, and the others as text, which only a STAR file has."""
+    if path.suffix != ".star":
+        return {"coordinate_px": read_coordinates(path).coordinate_px}, {}
     blocks = parse(path)
     name = next((name for name, block in blocks.items() if _X in block.columns), None)
     if name is not None:
@@ -259,24 +260,6 @@ def _read_coordinates(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.n
     elif all(len(block) == 0 for block in blocks.values()):
         return {"coordinate_px": np.zeros((0, 2))}, {}  # RELION's way to say that there is nothing
     raise InputError(f"{path}: no table has the columns _{_X} and _rlnCoordinateY; expected coordinates")
-
-
-def _read_box(path: Path) -> np.ndarray:
-    """Centres of EMAN's boxes: lines of the first corner's x and y, width and height."""
-    try:
-        lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); expected boxes") from error
-    centres = np.empty((len(lines), 2))
-    for number, words in enumerate(lines):
-        try:
-            x, y, width, height = (float(word) for word in words[:4])
-        except ValueError:
-            raise InputError(
-                f"{path}, line {number + 1}: found {' '.join(words)!r}; expected x, y, width and height"
-            ) from None
-        centres[number] = x + width / 2, y + height / 2
-    return centres
 
 
 # One micrograph.
