@@ -40,23 +40,29 @@ _MARGIN = 1.5
 
 
 @dataclass(frozen=True)
-class Alignment:
-    """How a map is brought onto another; `moved` does it.
+class Move:
+    """Where a map goes; `moved` does it.
 
     What lies at p from the box centre of the map goes to R p + t, or, where the map is mirrored, to R (-p) + t: it is
-    inverted through the box centre first. rotation: R, (3, 3) float64; shift_px: t, (3,) x y z; correlation: of
-    both maps' whitened transforms, over all voxels of shells 1 to the last that was looked at.
+    inverted through the box centre first. rotation: R, (3, 3) float64; shift_px: t, (3,) x y z.
     """
 
     rotation: np.ndarray
     shift_px: np.ndarray
     mirrored: bool
-    correlation: float
 
     @property
     def turn(self) -> np.ndarray:
         """The orthogonal matrix (3, 3) that takes p to R p or, mirrored, to -R p."""
         return -self.rotation if self.mirrored else self.rotation
+
+
+@dataclass(frozen=True)
+class Alignment(Move):
+    """The move that brings a map onto another. correlation: of both maps' whitened transforms, over all voxels of
+    shells 1 to the last that was looked at."""
+
+    correlation: float
 
 
 def align(moving: np.ndarray, onto: np.ndarray, resolution_shell: int, *, hands: bool) -> Alignment:
@@ -218,34 +224,43 @@ def distinct(
     return turns[kept], shifts[kept], information[kept]
 
 
-def moved(volume: np.ndarray, alignment: Alignment) -> np.ndarray:
-    """A map (D, D, D) after an alignment, (D, D, D) float32.
+def moved(volume: np.ndarray, move: Move) -> np.ndarray:
+    """A map (D, D, D) after a move, (D, D, D) float32.
 
-    What an alignment takes out of the box is lost; what it brings in from outside the box is 0. Interpolated in Fourier
+    What a move takes out of the box is lost; what it brings in from outside the box is 0. Interpolated in Fourier
     space with the kernel of `gridding`; frequencies beyond the last shell, in the corners of Fourier space, are blank.
     """
+    turn, shift = move.turn, np.asarray(move.shift_px, dtype=np.float64)
+    box = volume.shape[0]
+    # A volume repeats itself beyond its box: what would leave the box is left out, what would come in is cut off.
+    staying = np.where(within(turn, shift, box), volume, 0)
+    there = turned_sum(staying, turn[None], shift)
+    return np.where(within(turn.T, -turn.T @ shift, box), there, 0).astype(np.float32)
+
+
+def turned_sum(volume: np.ndarray, turns: np.ndarray, shift_px: np.ndarray) -> np.ndarray:
+    """Sum of a volume (D, D, D) after turns (N, 3, 3), then shifted by (3,) px; (D, D, D) float32, periodic."""
     box = volume.shape[0]
     last = (box - 1) // 2
-    turn, shift = alignment.turn, np.asarray(alignment.shift_px, dtype=np.float64)
     wide = 2 * int(np.ceil(_MARGIN * box / 2))
-    # A volume repeats itself beyond its box: what would leave the box is left out, what would come in is cut off.
-    staying = np.where(_within(turn, shift, box), volume, 0)
     zoom = wide / box
-    prepared = slices.prepare(pad_or_crop(staying, wide), int(np.ceil(zoom * (last + 0.5))))
+    prepared = slices.prepare(pad_or_crop(volume, wide), int(np.ceil(zoom * (last + 0.5))))
     source = Turnable(slices.numbers(prepared), prepared.shape, slices.scale(wide) * zoom, np.empty(0), box)
     ball = half_ball(last)
-    values = overlay.turned(source, turn[None], ball.frequencies)[0]
-    values *= overlay.phases(ball.frequencies, shift, box)
+    values = np.zeros(len(ball.frequencies), dtype=np.complex64)
+    for turn in turns:
+        values += overlay.turned(source, turn[None], ball.frequencies)[0]
+    values *= overlay.phases(ball.frequencies, shift_px, box)
     transform = np.zeros((box, box, box // 2 + 1), dtype=np.complex64)
     kx, ky, kz = ball.frequencies.astype(np.int64).T
     transform[kz, ky, kx] = values
     plane = kx == 0
     transform[-kz[plane], -ky[plane], 0] = np.conj(values[plane])
-    transform[0, 0, 0] = np.sum(staying, dtype=np.float64)
-    return np.where(_within(turn.T, -turn.T @ shift, box), fft.irfftn(transform, box), 0).astype(np.float32)
+    transform[0, 0, 0] = len(turns) * np.sum(volume, dtype=np.float64)
+    return fft.irfftn(transform, box)
 
 
-def _within(turn: np.ndarray, shift: np.ndarray, box: int) -> np.ndarray:
+def within(turn: np.ndarray, shift: np.ndarray, box: int) -> np.ndarray:
     """Whether a voxel's centre, turned and shifted, still lies in the box, (D, D, D) bool."""
     axis = np.arange(box) - box // 2
     low, high = axis[0] - 0.5, axis[-1] + 0.5
@@ -257,7 +272,7 @@ def _within(turn: np.ndarray, shift: np.ndarray, box: int) -> np.ndarray:
 
 
 def moved_poses(
-    rotations: np.ndarray, origins_px: np.ndarray, alignment: Alignment
+    rotations: np.ndarray, origins_px: np.ndarray, move: Move
 ) -> tuple[np.ndarray, np.ndarray]:
     """Poses of particles after their map is replaced by the moved one: rotations A (N, 3, 3) and origins (N, 2) in px.
 
@@ -266,7 +281,7 @@ def moved_poses(
     Where T is improper so is A T'; its third row, which a projection does not see, then changes its sign. So a map and
     its mirror image have the same projections: the mirrored pose is the other one turned by 180 degrees in the plane.
     """
-    turns = np.asarray(rotations, dtype=np.float64) @ alignment.turn.T
-    if alignment.mirrored:
+    turns = np.asarray(rotations, dtype=np.float64) @ move.turn.T
+    if move.mirrored:
         turns[..., 2, :] *= -1
-    return turns, np.asarray(origins_px, dtype=np.float64) + (turns @ alignment.shift_px)[..., :2]
+    return turns, np.asarray(origins_px, dtype=np.float64) + (turns @ move.shift_px)[..., :2]
