@@ -12,7 +12,7 @@ what leads to the axes.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -42,8 +42,8 @@ class SymmetryAxes(Move):
     """The move that brings a map into the setting of a point group.
 
     agreement: (c - c0) / (1 - c0), c the mean correlation of the moved map with its mates under the group, c0 that with
-    itself after any turn about the same centre, both of whitened transforms over all voxels of the shells in use. 1 is
-    perfect symmetry, 0 is no more than chance.
+    itself after random turns about the centre of its round part, both of whitened transforms over all voxels of the
+    shells in use. 1 is perfect symmetry, 0 is no more than chance; c0 does not depend on the group.
     """
 
     agreement: float
@@ -129,7 +129,11 @@ class _Search:
         order = np.argsort(-scores, kind="stable")[: 40 * _CANDIDATES]
         best, _, _ = distinct(rotations[order], np.zeros((len(order), 3)), scores[order], _CANDIDATES, 1.0)
         chosen = [int(np.flatnonzero((rotations == one).all(axis=(1, 2)))[0]) for one in best]
-        shifts = [-rotations[n] @ self._centre([place[n] for place in nearest], angles) for n in chosen]
+        shifts = []
+        for n in chosen:
+            there = [self._turns(angle)[1][place[n]] for angle, place in zip(angles, nearest, strict=True)]
+            turns = matrix_from_rotvec(angles[:, None] * _half_sphere()[[place[n] for place in nearest]])
+            shifts.append(-rotations[n] @ _centre(turns, np.array(there)))
         return best, np.array(shifts)
 
     def _turns(self, angle: float) -> tuple[np.ndarray, np.ndarray]:
@@ -144,13 +148,6 @@ class _Search:
             ]
             self._of_angle[key] = np.concatenate([p for p, _ in parts]), np.concatenate([s for _, s in parts])
         return self._of_angle[key]
-
-    def _centre(self, places: list[int], angles: np.ndarray) -> np.ndarray:
-        """Centre c (3,) in px whose turns Q by the angles about the directions need the shifts that were found,
-        (1 - Q) c, in the least squares."""
-        turns = matrix_from_rotvec(angles[:, None] * _half_sphere()[places])
-        shifts = [self._turns(angle)[1][place] for angle, place in zip(angles, places, strict=True)]
-        return np.linalg.lstsq((np.eye(3) - turns).reshape(-1, 3), np.concatenate(shifts), rcond=1e-6)[0]
 
     def _refined(
         self, rotation: np.ndarray, shift: np.ndarray, group: np.ndarray, shell: int
@@ -191,13 +188,25 @@ class _Search:
         )
 
     def _agreement(self, rotation: np.ndarray, shift: np.ndarray, group: np.ndarray) -> float:
-        chance = random_rotations(_RANDOM_TURNS, generator(0, "turns by chance", 0))
-        counts = np.diff(self._ball.start)
-        found, expected = (
-            float(np.average(self._correlations(rotation, shift, turns, self._shell), weights=counts))
-            for turns in (group[1:], chance)
-        )
-        return (found - expected) / max(1 - expected, 1e-6)
+        found = self._mean_correlation(rotation, shift, group[1:])
+        return (found - self._by_chance) / max(1 - self._by_chance, 1e-6)
+
+    @cached_property
+    def _by_chance(self) -> float:
+        """Mean correlation of the map with itself after random turns, about the centre that suits them best."""
+        turns = random_rotations(_RANDOM_TURNS, generator(0, "turns by chance", 0))
+        used = self._ball.frequencies[: self._ball.within(self._level)]
+        _, shifts = self._correlator.best(overlay.turned(self._source, turns, used))
+        return self._mean_correlation(np.eye(3), -_centre(turns, shifts), turns)
+
+    def _mean_correlation(self, rotation: np.ndarray, shift: np.ndarray, turns: np.ndarray) -> float:
+        correlations = self._correlations(rotation, shift, turns, self._shell)
+        return float(np.average(correlations, weights=np.diff(self._ball.start)))
+
+
+def _centre(turns: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Centre c (3,) whose turns (N, 3, 3) need the shifts (N, 3) that were found, (1 - Q) c, in the least squares."""
+    return np.linalg.lstsq((np.eye(3) - turns).reshape(-1, 3), shifts.ravel(), rcond=1e-6)[0]
 
 
 @cache
