@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dcryo.data.store import open_store as open
+    from dcryo.jobs.align import AlignOptions, align
     from dcryo.jobs.class2d import Class2dOptions, class2d
     from dcryo.jobs.ctf import CtfOptions, ctf
     from dcryo.jobs.demo import DemoOptions, demo
@@ -25,14 +26,16 @@ if TYPE_CHECKING:
     from dcryo.report import write_report
 
 __all__ = [
-    "Class2dOptions", "CtfOptions", "DemoOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions",
+    "AlignOptions", "Class2dOptions", "CtfOptions", "DemoOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions",
     "MotionOptions", "PickOptions", "ReconstructOptions", "RefineOptions", "SelectOptions", "SimulateOptions",
-    "class2d", "ctf", "demo", "export_particles", "extract", "fsc_of_maps", "import_particles", "motion", "open",
+    "align", "class2d", "ctf", "demo", "export_particles", "extract", "fsc_of_maps", "import_particles", "motion", "open",
     "pick", "reconstruct", "refine", "select_particles", "simulate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
     "open": ("dcryo.data.store", "open_store"),
+    "AlignOptions": ("dcryo.jobs.align", "AlignOptions"),
+    "align": ("dcryo.jobs.align", "align"),
     "Class2dOptions": ("dcryo.jobs.class2d", "Class2dOptions"),
     "class2d": ("dcryo.jobs.class2d", "class2d"),
     "CtfOptions": ("dcryo.jobs.ctf", "CtfOptions"),

@@ -40,6 +40,7 @@ TITLES = {
     "extract": "Extracted particles",
     "demo": "Demonstration",
     "fsc": "Fourier shell correlation of two maps",
+    "align": "One map brought onto another",
     "class2d": "2D classification",
     "select": "Selection of particles",
     "motion": "Motion correction",
@@ -50,7 +51,7 @@ UNITS = {"e_A2": "e/Å²", "A": "Å", "A2": "Å²", "deg": "°", "px": "px", "s"
 
 TIMES = (("started", "started_utc"), ("finished", "finished_utc"))
 
-MAPS = ("map.mrc", "half1.mrc", "class1.mrc", "truth.mrc")
+MAPS = ("map.mrc", "half1.mrc", "class1.mrc", "truth.mrc", "moved.mrc")
 PARTICLES = ("truth.star", "particles.star")
 """What to show as the map and as the particles of a run: the first that is there."""
 

@@ -271,9 +271,7 @@ def within(turn: np.ndarray, shift: np.ndarray, box: int) -> np.ndarray:
     return inside
 
 
-def moved_poses(
-    rotations: np.ndarray, origins_px: np.ndarray, move: Move
-) -> tuple[np.ndarray, np.ndarray]:
+def moved_poses(rotations: np.ndarray, origins_px: np.ndarray, move: Move) -> tuple[np.ndarray, np.ndarray]:
     """Poses of particles after their map is replaced by the moved one: rotations A (N, 3, 3) and origins (N, 2) in px.
 
     Projections do not change. With the map's points at q = T p + t (T the turn, of determinant -1 where mirrored) the

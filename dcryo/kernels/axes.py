@@ -184,7 +184,8 @@ class _Search:
         start = self._ball.start[: shell + 2]
         own = self._moved(rotation, shift, np.eye(3), shell)
         return np.mean(
-            [overlay.shell_correlations(own, self._moved(rotation, shift, turn, shell), start) for turn in turns], axis=0
+            [overlay.shell_correlations(own, self._moved(rotation, shift, turn, shell), start) for turn in turns],
+            axis=0,
         )
 
     def _agreement(self, rotation: np.ndarray, shift: np.ndarray, group: np.ndarray) -> float:

@@ -127,9 +127,7 @@ def turn_all(source, turns, frequencies, out):  # type: ignore[no-untyped-def]
     row = 2 * shape[2]
     for n in range(len(turns)):
         for p in range(len(frequencies)):
-            lowest, fx, fy, fz, sign = locate(
-                shape, turns[n], frequencies[p, 0], frequencies[p, 1], frequencies[p, 2]
-            )
+            lowest, fx, fy, fz, sign = locate(shape, turns[n], frequencies[p, 0], frequencies[p, 1], frequencies[p, 2])
             real, imaginary = read(volume, 2 * lowest, row, row * shape[1], fx, fy, fz)
             out[n, p] = complex(real, sign * imaginary)
 
