@@ -67,8 +67,8 @@ def align(options: AlignOptions, *, progress: Progress = print) -> AlignResult:
     shell = shell_at(options.resolution_A, box, pixel)
     if shell < 2:
         raise InputError(
-            f"--resolution {options.resolution_A:g}: {options.onto} is {box * pixel:g} A wide, which holds less than two "
-            f"shells up to that resolution; give {box * pixel / 4:.0f} A or finer"
+            f"--resolution {options.resolution_A:g}: {options.onto} is {box * pixel:g} A wide, which holds less than "
+            f"two shells up to that resolution; give {box * pixel / 4:.0f} A or finer"
         )
     moving = _fitted(options.moving, mrc.read_map(options.moving), box, pixel, progress)
     for path, array in ((options.moving, moving), (options.onto, onto.array)):

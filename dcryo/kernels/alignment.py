@@ -33,7 +33,7 @@ _LARGEST_SHIFT = 0.35
 # Candidates of each hand that climb on the first level, and from one level to the next.
 _CANDIDATES, _KEPT = 80, (24, 8, 3)
 _FINER = 1.5
-# Candidates that lie so near to a better one, in periods of the level's finest shell at its radius, are the same.
+
 _STEPS = 30
 # `moved` reads the transform of the volume in a box so much larger, which keeps what the kernel folds back small.
 _MARGIN = 1.5

@@ -1,14 +1,16 @@
 """The symmetry axes of a map that was made without symmetry.
 
-A map V has the point group {g} in the orientation R about the centre where W(x) = V(R^T (x - t)) is left by every g as it
-is. Which turns leave V nearly as it is, is looked up once: for directions over the half sphere and each angle that the
-group has, the best correlation of V with itself turned, over shifts (a self-rotation function, Rossmann & Blow 1962, but
-of the map and not of its intensities, so that the centre comes with it). An orientation is as good as the mean of what
-its operators find there. The best ones are refined through levels of growing resolution: W is brought onto the mean W' of
-its mates W(g x) without itself. If W is off by a small turn or shift d, its mates are off by g d, and
-as the sum of g d over a group is G P d, with P d the part of d that every g leaves alone (along the axis of Cn, else
-nothing), W' is off by (G P d - d) / (G - 1); so of the step from W to W' the part (G - 1) / G, less what lies in P, is
-what leads to the axes.
+A map V has the point group {g} in the orientation R and about the centre where every g leaves W(x) = V(R^T (x - t))
+as it is. How well V agrees with itself turned is measured once: for directions over the half sphere and each angle
+that the group has, the best correlation over shifts (a self-rotation function, Rossmann & Blow 1962, but of the map
+and not of its intensities, so that the centre comes with it). The score of an orientation is the mean of what its
+operators find there.
+
+The best ones are refined through levels of growing resolution. W is brought onto the mean of its mates W(g x), itself
+not among them, for its noise would hold it. If W is off by a small turn or shift d, its mates are off by g d. The sum
+of g d over the group is G P d, P d being the part of d that every g leaves alone: what lies along the axis of Cn, for
+other groups nothing. So the mean of the mates is off by (G P d - d) / (G - 1), and of the step from W to it the part
+(G - 1) / G, less what lies in P, leads to the axes.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from dcryo.errors import InputError
 from dcryo.euler import matrix_from_rotvec, rotvec_from_matrix
 from dcryo.kernels import overlay
 from dcryo.kernels.alignment import Correlator, Move, coarse_shell, distinct, turned_sum, within
-from dcryo.kernels.overlay import HalfBall, Turnable, half_ball
+from dcryo.kernels.overlay import half_ball
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.rotations import random_rotations
 from dcryo.kernels.sampling import global_grid, pixel_count, pixel_directions, rotation_matrices
@@ -137,7 +139,7 @@ class _Search:
         return best, np.array(shifts)
 
     def _turns(self, angle: float) -> tuple[np.ndarray, np.ndarray]:
-        """Best correlation (N,) of the map with itself turned by an angle about each direction, and the shift (N, 3)."""
+        """Best correlation (N,) of the map with itself turned by an angle about directions, and its shift (N, 3)."""
         key = round(angle * 1e6)
         if key not in self._of_angle:
             turns = matrix_from_rotvec(angle * _half_sphere())
@@ -177,7 +179,10 @@ class _Search:
 
     def _mates(self, rotation: np.ndarray, shift: np.ndarray, group: np.ndarray, shell: int) -> np.ndarray:
         """The mean of the mates' transforms (P,), without W itself."""
-        return sum(self._moved(rotation, shift, turn, shell) for turn in group[1:]) / np.float32(len(group) - 1)
+        total = np.zeros(self._ball.within(shell), dtype=np.complex64)
+        for turn in group[1:]:
+            total += self._moved(rotation, shift, turn, shell)
+        return total / np.float32(len(group) - 1)
 
     def _correlations(self, rotation: np.ndarray, shift: np.ndarray, turns: np.ndarray, shell: int) -> np.ndarray:
         """Mean correlation per shell of W with itself after turns (N, 3, 3) about the box centre."""

@@ -1,12 +1,13 @@
 """How well one Fourier volume lies on another, shell by shell, and which small move makes it lie better.
 
-A volume F is turned and shifted to F'(k) = exp(-2 pi i k . t / D) F(A^T k), A orthogonal (of determinant -1 where the
-volume is inverted through the box centre first, which is what makes its mirror image), t in pixels, and compared with G.
-Volumes of one molecule agree well in some shells and badly in others, and nobody knows in which. Where half of shell s holds
-n_s complex voxels and the maps are Gaussian with a correlation c_s there, what they tell of each other is
--n_s log(1 - c_s^2) (Cover & Thomas, Elements of Information Theory, 2006, section 8.5); with the correlations that are
-found in place of the true ones this is the likelihood ratio against maps that have nothing in common. This information is
-what is climbed: a shell counts by its voxels and by how well it agrees, so neither the few strong voxels of lowest
+A volume F is turned and shifted to F'(k) = exp(-2 pi i k . t / D) F(A^T k) and compared with G. A is orthogonal, of
+determinant -1 where the volume is inverted through the box centre first, which makes its mirror image; t is in pixels.
+
+Volumes of one molecule agree well in some shells and badly in others, and nobody knows in which. Where half of shell s
+holds n_s complex voxels and the maps are Gaussian with a correlation c_s there, what one tells of the other is
+-n_s log(1 - c_s^2) (Cover & Thomas, Elements of Information Theory, 2006, section 8.5). With the correlations that are
+found in place of the true ones this is the likelihood ratio against maps that have nothing in common. This information
+is what is climbed: a shell counts by its voxels and by how well it agrees, so neither the few strong voxels of lowest
 resolution decide alone, nor the many of the highest that hold noise.
 
 A small move turns A to exp([d]x) A and adds to t:
@@ -150,8 +151,8 @@ def gain(correlation, count):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 def _shell_sums(source, turn, shift, frequencies, first, last, onto, sums):  # type: ignore[no-untyped-def]
-    """Sums over one shell, frequencies[first:last], into sums (28,) float64: Re <G, F'>, its gradient by d (3) and t (3)
-    and the upper triangle of <dF', dF'> by rows (21). turn: (3, 3) float32 times the padding."""
+    """Sums over one shell, frequencies[first:last], into sums (28,) float64: Re <G, F'>, its gradient by d (3) and
+    t (3), and the upper triangle of <dF', dF'> by rows (21). turn: (3, 3) float32 times the padding."""
     volume, shape = source.volume, source.shape
     row = 2 * shape[2]
     unit = 2 * np.pi / source.box_px
@@ -196,7 +197,8 @@ def _shell_sums(source, turn, shift, frequencies, first, last, onto, sums):  # t
 
 @njit(nogil=True, cache=True)
 def _evaluate(source, turn, shift, frequencies, start, shell, onto, onto_power, gradient, hessian):  # type: ignore[no-untyped-def]
-    """Information up to a shell; its gradient (6,) and minus its Gauss-Newton Hessian (6, 6), which is never negative."""
+    """Information up to a shell; into gradient (6,) and hessian (6, 6) its slope and minus its curvature
+    (Gauss-Newton), which is never negative."""
     scaled = np.empty((3, 3), dtype=np.float32)
     scaled[:] = source.padding * turn
     sums = np.empty(_SUMS)
