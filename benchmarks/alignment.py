@@ -30,8 +30,9 @@ from dcryo.kernels.symmetry import operators
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 BOX, PIXEL = 64, 4.0
 OFF_CENTRE = 0.15
-# Resolution at which each map has an FSC of a half with the truth, and the resolution that the search is told.
-NOISE = ((20.0, 20.0), (30.0, 20.0), (40.0, 40.0))
+# Resolution at which each map has an FSC of a half with the truth, and the resolution that the search is told; share of
+# the cases.
+NOISE = {(20.0, 20.0): 1.0, (30.0, 20.0): 0.3, (40.0, 40.0): 0.3}
 SYMMETRIC = (("C2", 80), ("C4", 70), ("C7", 70), ("D2", 80), ("D7", 80), ("T", 70), ("O", 70), ("I1", 90))
 
 
@@ -143,10 +144,11 @@ def main() -> None:
         "molecule", "FSC 0.5 at (A)", "search to (A)", "failed", "wrong hands", "worst agreement",
         "angle off (deg): median, worst", "shift off (px)", "CPU s",
     )  # fmt: skip
-    rows = [
-        aligned(name, atoms, arguments.cases, *noise) for noise in NOISE for name, atoms in molecules().items()
-        if report(f"{name} {noise}")
-    ]  # fmt: skip
+    rows = []
+    for (noise_A, resolution_A), share in NOISE.items():
+        for name, atoms in molecules().items():
+            rows.append(aligned(name, atoms, round(share * arguments.cases), noise_A, resolution_A))
+            print(*rows[-1], sep=", ", flush=True)
     text = "## Maps brought onto one another\n" + table(head, rows)
     head = (
         "group",
@@ -157,7 +159,11 @@ def main() -> None:
         "agreement",
         "CPU s",
     )
-    rows = [axes_found(*one, arguments.cases, noise) for noise in (25.0, 35.0) for one in SYMMETRIC if report(f"{one}")]
+    rows = []
+    for noise_A in (25.0, 35.0):
+        for symmetry, radius_A in SYMMETRIC:
+            rows.append(axes_found(symmetry, radius_A, round(0.3 * arguments.cases), noise_A))
+            print(*rows[-1], sep=", ", flush=True)
     text += "\n## Axes\n" + table(head, rows)
     names = tuple(symmetry_table(np.random.default_rng(0).random((8, 8, 8)), 3))
     rows = [groups(*one, noise) for one in molecules().items() for noise in (None, 25.0)]
@@ -165,11 +171,6 @@ def main() -> None:
     print(text)
     if arguments.output:
         arguments.output.write_text(f"# Alignment of maps and symmetry axes\n\n{text}")
-
-
-def report(line: str) -> bool:
-    print(time.strftime("%H:%M:%S"), line, flush=True)
-    return True
 
 
 if __name__ == "__main__":

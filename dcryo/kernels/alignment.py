@@ -33,7 +33,6 @@ _LARGEST_SHIFT = 0.35
 # Candidates of each hand that climb on the first level, and from one level to the next.
 _CANDIDATES, _KEPT = 80, (24, 8, 3)
 _FINER = 1.5
-
 _STEPS = 30
 # `moved` reads the transform of the volume in a box so much larger, which keeps what the kernel folds back small.
 _MARGIN = 1.5
