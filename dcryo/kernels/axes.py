@@ -7,7 +7,7 @@ and not of its intensities, so that the centre comes with it). The score of an o
 operators find there.
 
 The best ones are refined through levels of growing resolution. W is brought onto the mean of its mates W(g x), itself
-not among them, for its noise would hold it. If W is off by a small turn or shift d, its mates are off by g d. The sum
+not among them, for its noise would hold it. If W is off by a small turn or shift d, a mate is off by g^-1 d. The sum
 of g d over the group is G P d, P d being the part of d that every g leaves alone: what lies along the axis of Cn, for
 other groups nothing. So the mean of the mates is off by (G P d - d) / (G - 1), and of the step from W to it the part
 (G - 1) / G, less what lies in P, leads to the axes.
@@ -231,7 +231,9 @@ def _orientations(group: np.ndarray) -> np.ndarray:
         onto = np.linalg.eigh(axis + axis.T)[1][:, -1]
         half_way = directions + onto * np.where(directions @ onto < 0, -1, 1)[:, None]
         half_way /= np.linalg.norm(half_way, axis=1, keepdims=True)
-        return 2 * half_way[:, :, None] * half_way[:, None, :] - np.eye(3)
+        # Two half turns make the smallest turn.
+        first, second = (2 * v[:, :, None] * v[:, None, :] - np.eye(3) for v in (directions, half_way))
+        return second @ first
     # R and g R are equal, and so are R^T and R^T g.
     pixels, psis = global_grid(_ORDER, group, np.eye(3))
     return np.ascontiguousarray(np.swapaxes(rotation_matrices(_ORDER, pixels, psis, np.eye(3)), 1, 2))

@@ -14,7 +14,8 @@ A small move turns A to exp([d]x) A and adds to t:
 
     dF' / dd = -k x grad F', dF' / dt = -i (2 pi / D) k F'
 
-The Hessian of the cross term <G, F'> is taken where G is c F' and noise (Gauss-Newton): minus c <dF', dF'>.
+The Hessian of a shell's correlation c is taken where G is c F' and noise (Gauss-Newton): minus c <dF', dF'> / <F', F'>
+for the part of dF' that is perpendicular to F'.
 """
 
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ _SURE = 0.95
 # Of shells that do not agree (yet) the Hessian is taken as if they did so much, so that it stays positive.
 _UNSURE = 0.1
 _PARAMETERS = 6
-_SUMS = 1 + 6 + 21
+# Sums over a shell: Re <G, F'>, its gradient by d and t, <dF', dF'> (the upper triangle by rows), |F'|^2 and half its
+# gradient by d.
+_CROSS, _GRADIENT, _SQUARES, _POWER, _POWER_GRADIENT, _SUMS = 0, 1, 7, 28, 29, 32
 # Steps of a climb in radians, of the turn and of the phases that a shift turns: the longest, and one that ends it.
 _LONGEST_STEP, _SHORTEST_STEP = 0.15, 1e-5
 _EDGE_PX = 3
@@ -151,8 +154,8 @@ def gain(correlation, count):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 def _shell_sums(source, turn, shift, frequencies, first, last, onto, sums):  # type: ignore[no-untyped-def]
-    """Sums over one shell, frequencies[first:last], into sums (28,) float64: Re <G, F'>, its gradient by d (3) and
-    t (3), and the upper triangle of <dF', dF'> by rows (21). turn: (3, 3) float32 times the padding."""
+    """Sums over one shell, frequencies[first:last], into sums (_SUMS,) float64; turn: (3, 3) float32 times the
+    padding."""
     volume, shape = source.volume, source.shape
     row = 2 * shape[2]
     unit = 2 * np.pi / source.box_px
@@ -186,10 +189,13 @@ def _shell_sums(source, turn, shift, frequencies, first, last, onto, sums):  # t
         cosine, sine = np.cos(angle), np.sin(angle)
         gr = onto[p].real * cosine - onto[p].imag * sine
         gi = onto[p].real * sine + onto[p].imag * cosine
-        sums[0] += gr * real + gi * imaginary
-        place = 1 + _PARAMETERS
+        sums[_CROSS] += gr * real + gi * imaginary
+        sums[_POWER] += real * real + imaginary * imaginary
+        for i in range(3):
+            sums[_POWER_GRADIENT + i] += slopes[i, 0] * real + slopes[i, 1] * imaginary
+        place = _SQUARES
         for i in range(_PARAMETERS):
-            sums[1 + i] += gr * slopes[i, 0] + gi * slopes[i, 1]
+            sums[_GRADIENT + i] += gr * slopes[i, 0] + gi * slopes[i, 1]
             for j in range(i, _PARAMETERS):
                 sums[place] += slopes[i, 0] * slopes[j, 0] + slopes[i, 1] * slopes[j, 1]
                 place += 1
@@ -202,25 +208,28 @@ def _evaluate(source, turn, shift, frequencies, start, shell, onto, onto_power, 
     scaled = np.empty((3, 3), dtype=np.float32)
     scaled[:] = source.padding * turn
     sums = np.empty(_SUMS)
+    along = np.zeros(_PARAMETERS)  # half the gradient of |F'|^2, which a shift does not change
     gradient[:] = 0
     hessian[:] = 0
     total = 0.0
     for s in range(1, shell + 1):
-        power = source.power[s]
+        _shell_sums(source, scaled, shift, frequencies, start[s], start[s + 1], onto, sums)
+        power = sums[_POWER]
         norm = np.sqrt(power * onto_power[s])
         if norm == 0:
             continue
-        _shell_sums(source, scaled, shift, frequencies, start[s], start[s + 1], onto, sums)
         count = start[s + 1] - start[s]
-        value, slope = gain(sums[0] / norm, count)
+        correlation = sums[_CROSS] / norm
+        value, slope = gain(correlation, count)
         total += value
-        agreement = max(sums[0] / norm, _UNSURE)
+        agreement = max(correlation, _UNSURE)
         curvature = gain(agreement, count)[1] * agreement / power
-        place = 1 + _PARAMETERS
+        along[:3] = sums[_POWER_GRADIENT : _POWER_GRADIENT + 3]
+        place = _SQUARES
         for i in range(_PARAMETERS):
-            gradient[i] += slope / norm * sums[1 + i]
+            gradient[i] += slope * (sums[_GRADIENT + i] / norm - correlation * along[i] / power)
             for j in range(i, _PARAMETERS):
-                hessian[i, j] += curvature * sums[place]
+                hessian[i, j] += curvature * (sums[place] - along[i] * along[j] / power)
                 place += 1
     for i in range(_PARAMETERS):
         for j in range(i):
