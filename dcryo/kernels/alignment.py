@@ -33,7 +33,8 @@ _LARGEST_SHIFT = 0.35
 # Candidates of each hand that climb on the first level, and from one level to the next.
 _CANDIDATES, _KEPT = 80, (24, 8, 3)
 _FINER = 1.5
-_STEPS = 30
+# Steps of a climb: enough to tell candidates apart, and to the top.
+_SOME_STEPS, _STEPS = 6, 30
 # `moved` reads the transform of the volume in a box so much larger, which keeps what the kernel folds back small.
 _MARGIN = 1.5
 
@@ -90,7 +91,8 @@ def align(moving: np.ndarray, onto: np.ndarray, resolution_shell: int, *, hands:
     ]  # fmt: skip
     kept = iter(_KEPT)
     while True:
-        reached = [overlay.climb(source, target, *one, level, ball, _STEPS) for one in found]
+        steps = _STEPS if level == shell else _SOME_STEPS
+        reached = [overlay.climb(source, target, *one, level, ball, steps) for one in found]
         if level == shell:
             break
         count = next(kept, _KEPT[-1])
