@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dcryo.data.store import open_store as open
+    from dcryo.jobs.abinitio import AbinitioOptions, abinitio
     from dcryo.jobs.align import AlignOptions, align
     from dcryo.jobs.class2d import Class2dOptions, class2d
     from dcryo.jobs.ctf import CtfOptions, ctf
@@ -26,15 +27,17 @@ if TYPE_CHECKING:
     from dcryo.report import write_report
 
 __all__ = [
-    "AlignOptions", "Class2dOptions", "CtfOptions", "DemoOptions", "ExportOptions", "ExtractOptions", "FscOptions",
+    "AbinitioOptions", "AlignOptions", "Class2dOptions", "CtfOptions", "DemoOptions", "ExportOptions", "ExtractOptions", "FscOptions",
     "ImportOptions", "MotionOptions", "PickOptions", "ReconstructOptions", "RefineOptions", "SelectOptions",
-    "SimulateOptions", "align", "class2d", "ctf", "demo", "export_particles", "extract", "fsc_of_maps",
+    "SimulateOptions", "abinitio", "align", "class2d", "ctf", "demo", "export_particles", "extract", "fsc_of_maps",
     "import_particles", "motion", "open", "pick", "reconstruct", "refine", "select_particles", "simulate",
     "write_report",
 ]  # fmt: skip
 
 _HOMES = {
     "open": ("dcryo.data.store", "open_store"),
+    "AbinitioOptions": ("dcryo.jobs.abinitio", "AbinitioOptions"),
+    "abinitio": ("dcryo.jobs.abinitio", "abinitio"),
     "AlignOptions": ("dcryo.jobs.align", "AlignOptions"),
     "align": ("dcryo.jobs.align", "align"),
     "Class2dOptions": ("dcryo.jobs.class2d", "Class2dOptions"),

@@ -65,6 +65,7 @@ COMMANDS = (
     Entry("info", "jobs.exchange", "InfoOptions", "describe", "Say what is in a store, run, map or STAR."),
     Entry("class2d", "jobs.class2d", "Class2dOptions", "class2d", "Group like views and average them."),
     Entry("select", "jobs.select", "SelectOptions", "select_particles", "Keep good classes or particles."),
+    Entry("abinitio", "jobs.abinitio", "AbinitioOptions", "abinitio", "Make first models from the particles alone."),
     Entry("refine", "jobs.refine", "RefineOptions", "refine", "Refine a map and poses, gold standard."),
     Entry("reconstruct", "jobs.reconstruct", "ReconstructOptions", "reconstruct", "Maps from given poses."),
     Entry("fsc", "jobs.postprocess", "FscOptions", "fsc_of_maps", "Fourier shell correlation of two maps."),

@@ -20,6 +20,8 @@ from dcryo.steps.expectation import Batch
 
 # Images that a task reads and holds at once.
 BATCH = 64
+# Neighbours of which mini-batches are made; small ones of few images are no longer random.
+_RUN = 32
 _SHARDS_PER_HALF = 8
 _SMALLEST_SHARD, _LARGEST_SHARD = 64, 4096
 # The soft edge of the spherical mask, outside its diameter.
@@ -346,3 +348,14 @@ def _source_rows(store: Store) -> np.ndarray:
     rows, missing = store.rows(), [entry["row"] for entry in store.quarantined]
     kept = np.setdiff1d(np.arange(1, rows.max() + 2 + len(missing)), missing)
     return kept[rows]
+
+
+def mini_batch(n: int, size: int, seed: int, name: str, iteration: int) -> np.ndarray:
+    """Rows, sorted, of about `size` of n images for an iteration: runs of neighbours, which are read together (stores
+    are shuffled), drawn without replacement, epoch after epoch. name: of the sequence of draws."""
+    runs = -(-n // _RUN)
+    wanted = min(runs, max(1, round(size / _RUN)))
+    epoch, place = divmod(iteration * wanted, runs)
+    order = [generator(seed, name, epoch + later).permutation(runs) for later in (0, 1)]
+    taken = np.unique(np.concatenate(order)[place : place + wanted])
+    return np.concatenate([np.arange(run * _RUN, min(n, (run + 1) * _RUN)) for run in taken])

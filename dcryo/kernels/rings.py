@@ -11,6 +11,7 @@ A real image has f(angle + pi) = conj f(angle), so that half of each circle is s
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import scipy.fft
@@ -36,6 +37,19 @@ class Rings:
     ky: np.ndarray
     area: np.ndarray
     filled: float
+
+
+class RingSamples(NamedTuple):
+    """The samples of the half circles as one list of `shells.Frequencies`, angle by angle; kx, ky: (P,) float32."""
+
+    shell_max: int
+    kx: np.ndarray
+    ky: np.ndarray
+
+
+def ring_samples(of: Rings) -> RingSamples:
+    """Where the samples of rings are, for slices of volumes that are read or written there."""
+    return RingSamples(of.shell_max, of.kx.ravel().astype(np.float32), of.ky.ravel().astype(np.float32))
 
 
 @lru_cache(maxsize=64)

@@ -6,8 +6,20 @@ expectation step works: the first pixels are the lowest resolution, so a resolut
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
+
+
+class Frequencies(Protocol):
+    """Samples of the Fourier plane of an image: kx, ky (P,) in Fourier pixels, |k| at most shell_max + 1/2."""
+
+    @property
+    def shell_max(self) -> int: ...
+    @property
+    def kx(self) -> np.ndarray: ...
+    @property
+    def ky(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from numba import njit
 from dcryo.kernels import fft
 from dcryo.kernels.gridding import TAPS, envelope, padded_px
 from dcryo.kernels.interpolation import before_read, before_write, read, write, write_complex
-from dcryo.kernels.shells import HalfPlane
+from dcryo.kernels.shells import Frequencies
 
 # Planes before x = 0.
 BEFORE = 1
@@ -61,7 +61,7 @@ def prepare(volume: np.ndarray, shell_max: int) -> np.ndarray:
     return out
 
 
-def extract(prepared: np.ndarray, rotations: np.ndarray, pixels: HalfPlane, box_px: int) -> np.ndarray:
+def extract(prepared: np.ndarray, rotations: np.ndarray, pixels: Frequencies, box_px: int) -> np.ndarray:
     """Central slices at the given rotations.
 
     prepared: from `prepare`, for at least `pixels.shell_max`; rotations: (N, 3, 3), volume to image coordinates.
@@ -74,7 +74,7 @@ def extract(prepared: np.ndarray, rotations: np.ndarray, pixels: HalfPlane, box_
 
 
 def insert(
-    accumulator: np.ndarray, rotations: np.ndarray, values: np.ndarray, weights: np.ndarray, pixels: HalfPlane,
+    accumulator: np.ndarray, rotations: np.ndarray, values: np.ndarray, weights: np.ndarray, pixels: Frequencies,
     box_px: int,
 ) -> None:  # fmt: skip
     """Add slices and their weights to an accumulator, in place: the adjoint of `extract`.
@@ -89,7 +89,7 @@ def insert(
 
 
 def insert_slices_of(
-    prepared: np.ndarray, volume: np.ndarray, rotations: np.ndarray, weights: np.ndarray, pixels: HalfPlane,
+    prepared: np.ndarray, volume: np.ndarray, rotations: np.ndarray, weights: np.ndarray, pixels: Frequencies,
     box_px: int,
 ) -> None:  # fmt: skip
     """Add slices of one Fourier volume, weighted, to another, in place: `insert` of `weights * extract(prepared, ...)`.
@@ -115,7 +115,7 @@ def scaled(rotations: np.ndarray, box_px: int) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(rotations, dtype=np.float64) * scale(box_px), dtype=np.float32)
 
 
-def _check_reach(volume: np.ndarray, pixels: HalfPlane, box_px: int) -> None:
+def _check_reach(volume: np.ndarray, pixels: Frequencies, box_px: int) -> None:
     if volume.shape[2] - BEFORE <= half_width(pixels.shell_max, box_px):
         raise ValueError(f"a volume of shape {volume.shape} does not reach shell {pixels.shell_max}")
 

@@ -94,7 +94,13 @@ def prepare(
     images: np.ndarray, share: np.ndarray, of: Rings, shell: int, shift_px: np.ndarray, shift_sd_px: float
 ) -> Classes:
     """Classes to compare images with up to a shell, from masked class images (K, D, D) and their shares (K,)."""
-    sampled = rings.sample(images, of)
+    return prepare_sampled(rings.sample(images, of), share, of, shell, shift_px, shift_sd_px)
+
+
+def prepare_sampled(
+    sampled: np.ndarray, share: np.ndarray, of: Rings, shell: int, shift_px: np.ndarray, shift_sd_px: float
+) -> Classes:
+    """`prepare` from the classes' transforms on rings, (angles / 2, K, R) complex64."""
     series = rings.series(sampled, of, of.orders)
     power = rings.real_series(sampled.real**2 + sampled.imag**2, of, of.orders)
     # A score is band-limited in the angle like the classes; twice their orders show it all.
