@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from dcryo.report import write_report
 
 __all__ = [
-    "AbinitioOptions", "AlignOptions", "Class2dOptions", "CtfOptions", "DemoOptions", "ExportOptions", "ExtractOptions", "FscOptions",
-    "ImportOptions", "MotionOptions", "PickOptions", "ReconstructOptions", "RefineOptions", "SelectOptions",
-    "SimulateOptions", "abinitio", "align", "class2d", "ctf", "demo", "export_particles", "extract", "fsc_of_maps",
-    "import_particles", "motion", "open", "pick", "reconstruct", "refine", "select_particles", "simulate",
-    "write_report",
+    "AbinitioOptions", "AlignOptions", "Class2dOptions", "CtfOptions", "DemoOptions", "ExportOptions",
+    "ExtractOptions", "FscOptions", "ImportOptions", "MotionOptions", "PickOptions", "ReconstructOptions",
+    "RefineOptions", "SelectOptions", "SimulateOptions", "abinitio", "align", "class2d", "ctf", "demo",
+    "export_particles", "extract", "fsc_of_maps", "import_particles", "motion", "open", "pick", "reconstruct",
+    "refine", "select_particles", "simulate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {

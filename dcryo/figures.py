@@ -425,6 +425,44 @@ def class_convergence(iterations: Sequence[Mapping[str, float]]) -> str:
 
 
 @matplotlib.rc_context(STYLE)
+def evidence(iterations: Sequence[Mapping[str, Any]], blob: float | None) -> str:
+    """Log-evidence of an image in each start per iteration, from the rows of a run record, those over all images apart;
+    that of a blob as a line."""
+    figure, axes = _figure(FULL_IN, 3.2)
+    descent = [row for row in iterations if row["phase"] == "descent"]
+    everything = [row for row in iterations if row["phase"] != "descent"]
+    for start in range(len(descent[0]["log_evidence"]) if descent else 0):
+        numbers, values = zip(*((row["iteration"], row["log_evidence"][start]) for row in descent), strict=True)
+        axes.plot(numbers, values, linewidth=1.2, label=f"start {start + 1}" if start < 6 else None)
+    if everything:
+        numbers, values = zip(*((row["iteration"], row["log_evidence"][0]) for row in everything), strict=True)
+        axes.plot(numbers, values, color=INK, marker="o", markersize=4, label="all images")
+    if blob is not None:
+        axes.axhline(blob, color=INK, linestyle=":", linewidth=1, label="a blob")
+    axes.set(xlabel="iteration", ylabel="log-evidence of an image")
+    axes.legend(frameon=False, ncols=4)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def models(volumes: Sequence[np.ndarray], captions: Sequence[str]) -> str:
+    """Maps (D, D, D), one in a row: three central slices and three projections, each on its own grey scale."""
+    side = FULL_IN / 6
+    figure = Figure(figsize=(FULL_IN, len(volumes) * (side + 0.3)))
+    figure.set_layout_engine("none")
+    margins = {"left": 0.005, "right": 0.995, "top": 0.99, "bottom": 0.02, "wspace": 0.03, "hspace": 0.3 / side}
+    grid = figure.subplots(len(volumes), 6, squeeze=False, gridspec_kw=margins)
+    for row, volume, caption in zip(grid, volumes, captions, strict=True):
+        slices = [volume.take(len(volume) // 2, axis) for axis in range(3)]
+        for axes, image in zip(row, [*slices, *(volume.sum(axis) for axis in range(3))], strict=True):
+            low, high = np.percentile(image, [0.5, 99.8])
+            axes.imshow(image, cmap="gray", origin="lower", vmin=low, vmax=max(high, low + 1e-9))
+            axes.set_axis_off()
+        row[0].text(0, -0.04, caption, transform=row[0].transAxes, va="top", fontsize=8.5, color=INK)
+    return _jpeg(figure)
+
+
+@matplotlib.rc_context(STYLE)
 def classes(images: np.ndarray, captions: Sequence[str], good: np.ndarray) -> str:
     """Class averages (K, D, D), each on its own grey scale, with a caption below; those that are not good are
     framed."""

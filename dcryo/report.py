@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from dcryo import figures, report_micrographs
+from dcryo import figures, report_micrographs, report_models
 from dcryo.data import mrc, star
 from dcryo.data.atomic import replacing
 from dcryo.data.classes import CLASSES, TABLE, read_class_table
@@ -41,6 +41,7 @@ TITLES = {
     "demo": "Demonstration",
     "fsc": "Fourier shell correlation of two maps",
     "align": "One map brought onto another",
+    "abinitio": "First models",
     "class2d": "2D classification",
     "select": "Selection of particles",
     "motion": "Motion correction",
@@ -234,6 +235,9 @@ def _or_none(source: Source, name: str) -> Any:
 
 def _resolution_card(source: Source) -> tuple[str, str, str] | tuple[()]:
     result, iterations = source.record.get("result") or {}, source.record["iterations"]
+    if source.record["job"] == "abinitio" and result.get("classes"):
+        agree = f"{len(result['agreeing'])} of {result['starts']} starts agree"
+        return "Models", f"{result['classes']}", f"{agree}; to {result['resolution_A']:.0f} Å"
     if result.get("classes"):
         kept = f"{result.get('classes_kept', 0)} look good"
         return "Classes", f"{result['classes']}", f"{kept}, the best to {result.get('resolution_A', 0):.1f} Å"
@@ -249,7 +253,7 @@ def _resolution_card(source: Source) -> tuple[str, str, str] | tuple[()]:
 
 
 def _map(source: Source) -> Section | None:
-    if source.map is None:
+    if source.map is None or source.record["job"] == "abinitio":
         return None
     mask_path = source.path / "mask.mrc"
     mask = mrc.read_map(mask_path).array if mask_path.is_file() else None
@@ -320,6 +324,27 @@ def _classes(source: Source) -> Section | None:
     if reasons:
         words += " (" + "; ".join(f"{count}: {reason}" for reason, count in reasons) + ")"
     return Section("Classes", figures.classes(stack.read(order), captions, table.kept[order]), words + ".", wide=True)
+
+
+def _models(source: Source) -> Section | None:
+    if source.record["job"] != "abinitio" or "share" not in (source.record.get("result") or {}):
+        return None
+    result = source.record["result"]
+    maps = [mrc.read_map(source.path / f"class{k + 1}.mrc").array for k in range(result["classes"])]
+    captions = [
+        f"class{k + 1}.mrc: {100 * share:.0f} % of the particles, {resolution:.0f} Å"
+        for k, (share, resolution) in enumerate(zip(result["share"], result["resolution_of_classes_A"], strict=True))
+    ]
+    words = (
+        "Slices through the centre along z, y and x, and projections along them. The resolution is that at which maps "
+        "of two halves of the particles, which were compared with one model, correlate at 0.5."
+    )
+    return Section("Models", figures.models(maps, captions), words, wide=True)
+
+
+def _starts(source: Source) -> Section | None:
+    made = report_models.starts(source.record)
+    return None if made is None else Section("Starts", made[0], made[1], made[2], wide=True)
 
 
 def _left_out(source: Source) -> Section | None:
@@ -453,7 +478,8 @@ def _quarantined(source: Source) -> Section | None:
 
 
 SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
-    _map, _classes, _left_out, _fourier_shell_correlation, _noise_and_signal, _convergence, _class_convergence,
+    _map, _models, _starts, _classes, _left_out, _fourier_shell_correlation, _noise_and_signal, _convergence,
+    _class_convergence,
     *(_of_items(title, make) for title, make in report_micrographs.SECTIONS.items()),
     _images, _orientations, _shifts, _defocus, _certainty_of_poses, _precision_and_recall, _iterations, _quarantined,
 )  # fmt: skip

@@ -49,7 +49,7 @@ from dcryo.steps.first_models import Model
 _FIRST_DETAIL, _LAST_DETAIL, _FINEST_A = 1 / 7.5, 1 / 10, 10.0
 # Iterations over mini-batches, how many images are in each at first and at last for every class, and how much of the
 # sums an iteration replaces, at first and at last.
-_DESCENT, _BATCH, _REPLACED = 60, (100, 250), (0.9, 0.3)
+_DESCENT, _BATCH, _REPLACED = 50, (100, 250), (0.9, 0.3)
 # The resolution grows between these parts of the descent.
 _GROWTH = (0.1, 0.5)
 # A first model is of so many images: few, for a model that is far from round.
@@ -58,7 +58,8 @@ _FIRST_IMAGES = 10
 _FINAL = 2
 # Directions of view are so far apart that the edge of the particle moves by this part of the resolution.
 _EDGE_STEP, _DESCENT_ORDERS, _FINAL_ORDERS = 0.9, (1, 2), (2, 3)
-# Shifts are this part of the resolution apart.
+# Images are centred with views so far apart first. Shifts are this part of the resolution apart.
+_CENTRING_ORDER = 1
 _SHIFT_STEP = 1 / 3
 # Shells past the compared ones that are back-projected.
 _HEADROOM_SHELLS = 3
@@ -67,7 +68,7 @@ _SEEN_DIAMETER = 1.2
 # Starts agree where their models correlate by half to this part of the shells in use.
 _AGREE = 0.6
 # Starts are judged by so many images, of which as many tell the noise at the beginning.
-_JUDGED = 1000
+_JUDGED = 400
 _SCORES_BYTES = 8 << 20
 _SHARDS, _SMALLEST_SHARD, _LARGEST_SHARD = 8, 64, 2048
 _CHECKPOINT_EVERY = 5
@@ -128,9 +129,9 @@ class AbinitioResult:
 
 
 class Agreement(NamedTuple):
-    """What the comparison of the starts says: those that agree, the best first; the mean log-evidence of each; that of a
-    blob, the best one's models with nothing but their profile left; resolution in Angstrom at which models of two starts
-    correlate by half, (S, S); and how well models obey the point group, by class."""
+    """What the comparison of the starts says: those that agree, the best first; the mean log-evidence of each; that of
+    a blob, the best one's models with nothing but their profile left; resolution in Angstrom at which models of two
+    starts correlate by half, (S, S); and how well models obey the point group, by class."""
 
     agreeing: list[int]
     evidence_of_starts: list[float]
@@ -188,18 +189,25 @@ class _Job:
         return rings.rings(self.work_px, last, min(self.work_px, _SEEN_DIAMETER * self.diameter_px))
 
 
+class Looks(NamedTuple):
+    """How images are looked at: rotation (N, 3, 3) of the views, shifts (T, 2) in the working box, the last shell."""
+
+    rotation: np.ndarray
+    shift_px: np.ndarray
+    shell: int
+
+
 @dataclass(frozen=True)
 class Setting:
     """What all shards of a start share in an iteration, but for the models, which are in a file.
 
-    rotation: (N, 3, 3) views; shell: up to which images are compared; shift_px: (T, 2), shift_sd_px: of the working
+    centring: by which images are located first; comparison: then, around where they are; shift_sd_px: in the working
     box; share: (K,); noise_power: (G, >= R); reach: last shell of the sums.
     """
 
     of: rings.Rings
-    rotation: np.ndarray
-    shell: int
-    shift_px: np.ndarray
+    centring: Looks
+    comparison: Looks
     shift_sd_px: float
     share: np.ndarray
     noise_power: np.ndarray
@@ -233,8 +241,8 @@ def abinitio(options: AbinitioOptions, *, progress: Progress = print) -> Abiniti
         job = _Job(options, data, work, mask, diameter / pixel * scale, shells, group, scratch)
         progress(
             f"{len(data.particles)} particles, box {box} px of {pixel:g} A, compared in {work} px of "
-            f"{job.work_pixel_A:.3g} A; {options.starts} starts of {options.classes} classes, diameter {diameter:.0f} A, "
-            f"on {cluster.description}"
+            f"{job.work_pixel_A:.3g} A; {options.starts} starts of {options.classes} classes, diameter "
+            f"{diameter:.0f} A, on {cluster.description}"
         )
         state = _latest(run) or _first_state(job, cluster)
         while state.iteration < _DESCENT:
@@ -396,13 +404,25 @@ def _order(job: _Job, shell: int, orders: tuple[int, int]) -> int:
 
 
 def _setting(job: _Job, plan: Plan, share: np.ndarray, noise_power: np.ndarray) -> Setting:
-    step = max(0.7, _SHIFT_STEP * job.work_px / plan.shell)
     given = job.options.shift_range_A
+    step = _shift_step_px(job, plan.shell)
     reach = max(given / job.work_pixel_A if given else 0.1 * job.diameter_px, step)
-    return Setting(
-        job.rings_to(plan.shell), first_models.views(plan.order, plan.perturbation, plan.group), plan.shell,
-        classification.shift_grid(reach, step), reach, share, noise_power, job.reach,
-    )  # fmt: skip
+    coarse = min(job.shells[0], plan.shell)
+    centring = Looks(
+        first_models.views(_CENTRING_ORDER, plan.perturbation, plan.group),
+        classification.shift_grid(reach, _shift_step_px(job, coarse)),
+        coarse,
+    )
+    comparison = Looks(
+        first_models.views(plan.order, plan.perturbation, plan.group),
+        classification.shift_grid(1.5 * step, step),
+        plan.shell,
+    )
+    return Setting(job.rings_to(plan.shell), centring, comparison, reach, share, noise_power, job.reach)
+
+
+def _shift_step_px(job: _Job, shell: int) -> float:
+    return max(0.7, _SHIFT_STEP * job.work_px / shell)
 
 
 class Learned(NamedTuple):
@@ -423,29 +443,31 @@ class Learned(NamedTuple):
 
 
 def expect_shard(shard: Shard, models_path: Path, start: int, setting: Setting) -> tuple:
-    """The task: accumulators (K, ..., 3), share (K,), residual and number of particles of each group; and what it learned
-    of each particle, and position -> reason of what was left out."""
+    """The task: accumulators (K, ..., 3), share (K,), residual and number of particles of each group; and what it
+    learned of each particle, and position -> reason of what was left out."""
     models = np.load(models_path)[start]
     of = setting.of
-    classes = first_models.compared(
-        models, setting.share, setting.rotation, of, setting.shell, setting.shift_px, setting.shift_sd_px
+    coarse, classes = (
+        first_models.compared(models, setting.share, *looks, of, setting.shift_sd_px)
+        for looks in (setting.centring, setting.comparison)
     )
     sums = classification.empty_sums(of, len(classes.log_share), len(setting.noise_power))
     inverse = (2 / setting.noise_power[:, : of.shell_max + 1]).astype(np.float32)
     found, left_out = [], {}
-    scores = 4 * classes.angles * len(classes.shift_px) * len(classes.log_share)
+    scores = max(4 * c.angles * len(c.shift_px) * len(c.log_share) for c in (coarse, classes))
     read = int(np.clip(len(shard.rows), 1, _SMALLEST_SHARD))
     weighed = int(np.clip(_SCORES_BYTES // scores, 1, read))
     for first in range(0, len(shard.rows), read):
         images, transfer, group, bad = _working(shard, slice(first, first + read), of)
         for some in (slice(begin, begin + weighed) for begin in range(0, len(images), weighed)):
             batch = Images(images[some], transfer[:, some], inverse[group[some]], np.zeros((len(images[some]), 2)))
+            batch = batch._replace(origin_px=classification.located(batch, coarse))
             found.append(classification.fold(sums, batch, group[some], classes))
         usable = np.concatenate([f.usable for f in found])[first:]
         bad.update({int(i): "the image is not finite" for i in np.flatnonzero(~usable)} | bad)
         left_out.update({first + position: reason for position, reason in bad.items()})
     every = Found(*(np.concatenate(column) for column in zip(*found, strict=True)))
-    volumes = first_models.back_projected(sums, setting.rotation, of, setting.reach)
+    volumes = first_models.back_projected(sums, setting.comparison.rotation, of, setting.reach)
     share = sums.share.reshape(len(models), -1).sum(axis=1)
     residual = np.zeros_like(setting.noise_power)
     residual[:, : of.shell_max + 1] = sums.residual
@@ -563,8 +585,8 @@ def _resolution_A(job: _Job, shell: float) -> float:
 
 
 def _agreed(job: _Job, state: State, cluster: Cluster, progress: Progress) -> State:
-    """The starts judged by the same images and compared; and what those that agree have in common, in the setting of the
-    point group, to go on from."""
+    """The starts judged by the same images and compared; and what those that agree have in common, in the setting of
+    the point group, to go on from."""
     count, shell = len(state.models), job.shells[1]
     plan = _everything(job, state)
     judges = np.sort(generator(job.options.seed, "judges", 0).permutation(len(job.data.particles))[:_JUDGED])
@@ -611,8 +633,8 @@ def _agreed(job: _Job, state: State, cluster: Cluster, progress: Progress) -> St
     )
     progress(_of_agreement(agreement, job.options.symmetry))
     return replace(
-        alone, models=np.stack([[model for model, _ in common]]), sums=np.zeros_like(state.sums[:1]), fsc=state.fsc[[best]],
-        agreement=agreement,
+        alone, models=np.stack([[model for model, _ in common]]), sums=np.zeros_like(state.sums[:1]),
+        fsc=state.fsc[[best]], agreement=agreement,
     )  # fmt: skip
 
 
@@ -685,5 +707,6 @@ def _read(run: Run) -> AbinitioResult:
     maps = [mrc.read_map(run.path / f"class{k}.mrc").array for k in range(1, result["classes"] + 1)]
     return AbinitioResult(
         run.path, np.stack(maps), np.array(result["share"]), np.array(result["resolution_of_classes_A"]),
-        result["starts"], len(result["agreeing"]), result["explained"], star.read_particles(run.path / "particles.star"),
+        result["starts"], len(result["agreeing"]), result["explained"],
+        star.read_particles(run.path / "particles.star"),
     )  # fmt: skip

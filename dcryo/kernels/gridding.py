@@ -50,12 +50,19 @@ def _smooth(number: int) -> bool:
     return number == 1
 
 
-def envelope(distance_px: np.ndarray, padded: int) -> np.ndarray:
-    """What the kernel multiplies a volume by in real space, along one axis: its transform, float64, at distances from
-    the centre of a box of `padded` pixels."""
+def _quadrature() -> tuple[np.ndarray, np.ndarray]:
+    """Places and weights (TAPS, _GAUSS_POINTS) by which the kernel is integrated (Gauss and Legendre, tap by tap)."""
     nodes, shares = np.polynomial.legendre.leggauss(_GAUSS_POINTS)
     fraction = nodes / 2
     place = np.arange(TAPS)[:, None] - (TAPS / 2 - 1) - (fraction + 0.5)
-    weight = np.array([np.polyval(row, fraction) for row in WEIGHTS]) * shares / 2
+    return place, np.array([np.polyval(row, fraction) for row in WEIGHTS]) * shares / 2
+
+
+_PLACE, _WEIGHT = _quadrature()
+
+
+def envelope(distance_px: np.ndarray, padded: int) -> np.ndarray:
+    """What the kernel multiplies a volume by in real space, along one axis: its transform, float64, at distances from
+    the centre of a box of `padded` pixels."""
     angle = 2 * np.pi * np.asarray(distance_px, dtype=np.float64)[..., None, None] / padded
-    return np.sum(weight * np.cos(angle * place), axis=(-2, -1))
+    return np.sum(_WEIGHT * np.cos(angle * _PLACE), axis=(-2, -1))

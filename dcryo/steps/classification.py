@@ -151,23 +151,25 @@ def fold(sums: Sums, batch: Images, group: np.ndarray, classes: Classes) -> Foun
     of, count = classes.of, classes.angles
     for own in np.unique(group[weighed.usable]):
         rows = np.flatnonzero((group == own) & weighed.usable)
-        weights = weighed.weights[:, rows]
-        turned = _periodic(scipy.fft.rfft(weights, axis=0).conj(), count, of.orders)
-        k = turned.shape[-1]
-        by_class = np.swapaxes(turned.reshape(of.orders + 1, -1, k), 1, 2)
+        # Most classes have no part in a few images.
+        met = np.flatnonzero(weighed.of_class[rows].any(axis=0))
+        weights = weighed.weights[:, rows][..., met]
+        turned = _periodic(np.conj(scipy.fft.rfft(weights, axis=0)), count, of.orders)
+        by_class = np.swapaxes(turned.reshape(of.orders + 1, -1, len(met)), 1, 2)
         numerator = by_class @ weighed.series[:, rows].reshape(of.orders + 1, -1, of.shell_max + 1)
         over_shifts = np.swapaxes(turned[::2].sum(axis=2), 1, 2)
         denominator = over_shifts @ weighed.weight_series[:, rows]
-        sums.numerator[:] += numerator
-        sums.denominator[:] += denominator
-        sums.share[:] += weights.sum(axis=(0, 1, 2), dtype=np.float64)
+        sums.numerator[:, met] += numerator
+        sums.denominator[:, met] += denominator
+        sums.share[:] += weighed.of_class[rows].sum(axis=0, dtype=np.float64)
         variance = 1 / batch.inverse_variance[rows[0]].astype(np.float64)
-        cross = _ring_mean(numerator, np.swapaxes(classes.series, 1, 2), of)
-        square = _ring_mean(denominator, np.swapaxes(classes.power, 1, 2), of)
+        cross = _ring_mean(numerator, np.swapaxes(classes.series[..., met], 1, 2), of)
+        square = _ring_mean(denominator, np.swapaxes(classes.power[..., met], 1, 2), of)
         sums.residual[own] += weighed.power[rows].sum(axis=0) - variance * (2 * cross - square)
         sums.particles[own] += len(rows)
+    class_probability = weighed.of_class[np.arange(len(group)), weighed.best[:, 2]]
     return Found(
-        weighed.best[:, 2], -2 * np.pi * weighed.best[:, 0] / count, weighed.origin_px, weighed.class_probability,
+        weighed.best[:, 2], -2 * np.pi * weighed.best[:, 0] / count, weighed.origin_px, class_probability,
         weighed.max_probability, weighed.log_evidence, *_fit(weighed, classes), weighed.power.astype(np.float32),
         weighed.usable,
     )  # fmt: skip
@@ -186,15 +188,15 @@ def _fit(weighed: "_Weighed", classes: Classes) -> tuple[np.ndarray, np.ndarray]
 
 
 class _Weighed(NamedTuple):
-    """Weights of poses (angles, n, T, K), and what is made on the way to them."""
+    """Weights of poses (angles, n, T, K), their sums by class (n, K), and what is made on the way to them."""
 
     weights: np.ndarray
+    of_class: np.ndarray
     series: np.ndarray
     weight_series: np.ndarray
     power: np.ndarray
     best: np.ndarray
     origin_px: np.ndarray
-    class_probability: np.ndarray
     max_probability: np.ndarray
     log_evidence: np.ndarray
     usable: np.ndarray
@@ -225,10 +227,11 @@ def _weigh(batch: Images, classes: Classes) -> _Weighed:
     product = weight_series[: orders // 2 + 1, :, :scored] @ (classes.power[: orders // 2 + 1, :scored] * area)
     squares = scipy.fft.irfft(product, n=count // 2, axis=0) * (scale / 2)  # (count / 2, n, K)
     scores *= scale
-    best, evidence, top = _posterior(scores, squares, classes.log_share, classes.log_shift, np.float32(_NEGLIGIBLE))
-    of_class = np.asarray(np.einsum("antk->nk", scores))[np.arange(n), best[:, 2]]
+    best, evidence, top, of_class = _posterior(
+        scores, squares, classes.log_share, classes.log_shift, np.float32(_NEGLIGIBLE)
+    )
     return _Weighed(
-        scores, series, weight_series, power, best, batch.origin_px + classes.shift_px[best[:, 1]], of_class, top,
+        scores, of_class, series, weight_series, power, best, batch.origin_px + classes.shift_px[best[:, 1]], top,
         evidence, usable,
     )  # fmt: skip
 
@@ -259,7 +262,7 @@ def _ring_mean(sums: np.ndarray, conjugate: np.ndarray, of: Rings) -> np.ndarray
 def _posterior(scores, squares, log_share, log_shift, negligible):  # type: ignore[no-untyped-def]
     """Products Re <Y, S> (angle, n, T, K) turned into probabilities in place, from <W, |S|^2> (angle / 2, n, K).
 
-    Returns the best pose (n, 3), the log-evidence (n,) and the probability of the best (n,).
+    Returns the best pose (n, 3), the log-evidence (n,), the probability of the best (n,), and of the classes (n, K).
     """
     count, n, shifts, classes = scores.shape
     half = count // 2
@@ -288,13 +291,16 @@ def _posterior(scores, squares, log_share, log_shift, negligible):  # type: igno
                         total[i] += weight
                     scores[angle, i, t, k] = weight
     inverse = (1 / total).astype(np.float32)
+    of_class = np.zeros((n, classes), dtype=np.float32)
     for angle in range(count):
         for i in range(n):
             for t in range(shifts):
                 for k in range(classes):
-                    scores[angle, i, t, k] *= inverse[i]
+                    weight = scores[angle, i, t, k] * inverse[i]
+                    scores[angle, i, t, k] = weight
+                    of_class[i, k] += weight
     evidence = top + np.log(total) - np.log(np.sum(np.exp(log_shift))) - np.log(count)
-    return best, evidence, inverse
+    return best, evidence, inverse, of_class
 
 
 def class_images(numerator: np.ndarray, denominator: np.ndarray, precision: np.ndarray, of: Rings) -> np.ndarray:

@@ -15,7 +15,7 @@ import scipy.fft
 from scipy import optimize
 
 from dcryo.kernels import alignment, axes, filters, fsc, rings, sampling, slices, solve
-from dcryo.kernels.alignment import Alignment
+from dcryo.kernels.alignment import Alignment, Move
 from dcryo.kernels.rings import Rings
 from dcryo.kernels.shells import shell_at
 from dcryo.steps import classification
@@ -25,6 +25,8 @@ from dcryo.steps.classification import Classes, Sums
 _ROOM = 4
 # Frequencies that no image has shown are empty, not undefined.
 _LEAST_PRECISION = 1e-9
+# Density above this part of the highest is the molecule's, not the noise around it.
+_DENSE = 0.2
 
 
 class Model(NamedTuple):
@@ -56,9 +58,9 @@ def compared(
     models: np.ndarray,
     share: np.ndarray,
     rotation: np.ndarray,
-    of: Rings,
-    shell: int,
     shift_px: np.ndarray,
+    shell: int,
+    of: Rings,
     shift_sd_px: float,
 ) -> Classes:
     """Classes to compare images with: projections of models (K, D, D, D) of shares (K,) at rotations (N, 3, 3), the N
@@ -154,8 +156,8 @@ class Match(NamedTuple):
 
 
 def matched(models: np.ndarray, onto: np.ndarray, shell: int) -> list[Match]:
-    """The models (K, D, D, D) of one start each brought onto another one of `onto`, (K, D, D, D), up to a shell, so that
-    the correlations add up to the most."""
+    """The models (K, D, D, D) of one start each brought onto another one of `onto`, (K, D, D, D), up to a shell, so
+    that the correlations add up to the most."""
     moves = [[alignment.align(model, other, shell, hands=True) for other in onto] for model in models]
     rows, columns = optimize.linear_sum_assignment([[-move.correlation for move in row] for row in moves])
     found = []
@@ -169,13 +171,22 @@ def matched(models: np.ndarray, onto: np.ndarray, shell: int) -> list[Match]:
 def agreeing(first_shells: np.ndarray, shell: float) -> np.ndarray:
     """The largest group of starts that agree with one of them, as their numbers, that one first.
 
-    first_shells: (S, S), the shell to which models of two starts correlate (the worst of their K pairs); they agree where
-    that is at least `shell`.
+    first_shells: (S, S), the shell to which models of two starts correlate (the worst of their K pairs); they agree
+    where that is at least `shell`.
     """
     agree = (first_shells >= shell) | np.eye(len(first_shells), dtype=bool)
     central = int(np.argmax(agree.sum(axis=1)))
     others = np.flatnonzero(agree[central] & (np.arange(len(agree)) != central))
     return np.concatenate([[central], others])
+
+
+def centred(model: np.ndarray) -> np.ndarray:
+    """A model (D, D, D) moved so that the centre of mass of its denser part is the centre of the box."""
+    axis = np.arange(len(model)) - len(model) // 2
+    dense = np.clip(model - _DENSE * model.max(), 0, None)
+    along = [np.sum(dense.sum(axis=others) * axis) for others in ((0, 1), (0, 2), (1, 2))]
+    shift_px = -np.array(along) / dense.sum(dtype=np.float64)
+    return alignment.moved(model, Move(np.eye(3), shift_px, False))
 
 
 def common_model(
@@ -200,7 +211,7 @@ def common_model(
             for model, match in zip(models, found, strict=True)
             if match.number == number
         ]
-    mean = np.mean(copies, axis=0, dtype=np.float32)
+    mean = centred(np.asarray(np.mean(copies, axis=0, dtype=np.float32)))
     if len(operators) == 1:
         return mask * mean, 1.0
     found_axes = axes.symmetry_axes(mean, operators, shell)
