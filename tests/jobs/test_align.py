@@ -48,7 +48,7 @@ def test_files_and_what_is_printed(moving: Path, tmp_path: Path, capsys: pytest.
     there = mrc.read_map(out / "moved.mrc")
     assert there.voxel_size_A == pytest.approx(5.0)
     expected = mrc.read_map(onto).array
-    np.testing.assert_allclose(there.array, expected, atol=0.02 * expected.max())
+    np.testing.assert_allclose(there.array, expected, atol=0.03 * expected.max())
 
 
 def test_another_box_and_voxel_size_are_told_and_resampled(moving: Path, tmp_path: Path) -> None:
