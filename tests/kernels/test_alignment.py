@@ -7,6 +7,7 @@ from dcryo.errors import InputError
 from dcryo.kernels import fsc
 from dcryo.kernels.alignment import Move, align, moved, moved_poses
 from dcryo.kernels.density import gaussian_density
+from dcryo.kernels.filters import lowpass
 from dcryo.kernels.phantom import phantom
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.rotations import angle_between_deg, angular_distance_deg, random_rotations
@@ -202,3 +203,12 @@ def test_poses_follow_the_map(mirrored):
     ):
         image = naive.blob_slice(place, weight, 1.2, *before, pixels, box)
         np.testing.assert_allclose(naive.blob_slice(there, weight, 1.2, *after, pixels, box), image, atol=1e-9)
+
+
+def test_shells_that_a_filter_has_emptied_do_not_count():
+    """One map ends at 35 A, and the maps are compared to 20 A all the same."""
+    atoms, move = atoms_of("C1"), random_move(generator(12, "filtered", 0), mirrored=True)
+    first, second = lowpass(density(atoms), PIXEL, 35), density(atoms, move.turn, move.shift_px)
+    found = align(first, second, SHELL, hands=True)
+    assert found.mirrored and angle_between_deg(found.rotation, move.rotation) < 0.3
+    assert found.correlation > 0.9
