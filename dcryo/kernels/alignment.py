@@ -108,8 +108,7 @@ def align(moving: np.ndarray, onto: np.ndarray, resolution_shell: int, *, hands:
         overlay.turned(source, turn[None], ball.frequencies)[0] * overlay.phases(ball.frequencies, shift, box),
         target, ball.start,
     )  # fmt: skip
-    weights = np.diff(ball.start) * (source.power > 0) * (overlay.held_power(target, ball.start) > 0)
-    correlation = float(np.average(correlations, weights=weights)) if weights.any() else 0.0
+    correlation = float(np.average(correlations, weights=np.diff(ball.start)))
     return Alignment(-turn if mirrored else turn, shift, mirrored, correlation)
 
 
@@ -159,7 +158,7 @@ class Correlator:
         used, start = ball.within(shell), ball.start[: shell + 2]
         counts = np.diff(start)
         white = overlay.whitening(source.power[: shell + 1], start) * overlay.whitening(
-            overlay.held_power(target[:used], start), start
+            overlay.shell_power(target[:used], start), start
         )
         self._target = target[:used] * np.repeat(white, counts).astype(np.float32)
         self._size = scipy.fft.next_fast_len(2 * shell + 2, real=True)
@@ -259,6 +258,7 @@ def turned_sum(volume: np.ndarray, turns: np.ndarray, shift_px: np.ndarray) -> n
     )
     transform *= z[:, None, None] * y[:, None]
     transform *= x
+    transform[0, 0, 0] = len(turns) * np.sum(volume, dtype=np.float64)
     return fft.irfftn(transform, box)
 
 

@@ -42,8 +42,6 @@ _CROSS, _GRADIENT, _SQUARES, _POWER, _POWER_GRADIENT, _SUMS = 0, 1, 7, 28, 29, 3
 # Steps of a climb in radians, of the turn and of the phases that a shift turns: the longest, and one that ends it.
 _LONGEST_STEP, _SHORTEST_STEP = 0.15, 1e-5
 _EDGE_PX = 3
-# A shell with so little power a voxel, against the strongest, holds only what rounding or a filter left.
-_EMPTY = 1e-9
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def half_ball(shell_max: int) -> HalfBall:
 
 
 class Turnable(NamedTuple):
-    """A volume that can be read at any frequency, up to a shell, and its power per shell (S,) (see `held_power`).
+    """A volume that can be read at any frequency, up to a shell, and its power per shell (S,) on the half ball.
 
     volume: flat float32, real and imaginary parts of the Fourier volume of a shape (see `slices.prepare`); padding:
     its samples per Fourier pixel.
@@ -104,7 +102,7 @@ def turnable(volume: np.ndarray, shell_max: int) -> Turnable:
     """Prepare a volume (D, D, D) to be turned; shells up to `shell_max`, which lies below D / 2."""
     box = volume.shape[0]
     prepared = slices.prepare(volume, shell_max)
-    power = held_power(sampled(volume, shell_max), half_ball(shell_max).start)
+    power = shell_power(sampled(volume, shell_max), half_ball(shell_max).start)
     return Turnable(slices.numbers(prepared), prepared.shape, slices.scale(box), power, box)
 
 
@@ -118,13 +116,6 @@ def shell_power(values: np.ndarray, start: np.ndarray) -> np.ndarray:
     """Sum of |values|^2 (P,) per shell, (S,) float64; shell 0 has none."""
     power = np.concatenate([[0.0], np.cumsum(values.real.astype(float) ** 2 + values.imag.astype(float) ** 2)])
     return np.diff(power[start])
-
-
-def held_power(values: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """`shell_power`, with 0 for shells in which a filter has left only what rounding and its edge put there."""
-    power = shell_power(values, start)
-    mean = power / np.maximum(np.diff(start), 1)
-    return np.where(mean > _EMPTY * mean.max(), power, 0)
 
 
 def whitening(power: np.ndarray, start: np.ndarray) -> np.ndarray:
@@ -222,11 +213,11 @@ def _evaluate(source, turn, shift, frequencies, start, shell, onto, onto_power, 
     hessian[:] = 0
     total = 0.0
     for s in range(1, shell + 1):
-        if source.power[s] == 0 or onto_power[s] == 0:
-            continue
         _shell_sums(source, scaled, shift, frequencies, start[s], start[s + 1], onto, sums)
         power = sums[_POWER]
         norm = np.sqrt(power * onto_power[s])
+        if norm == 0:
+            continue
         count = start[s + 1] - start[s]
         correlation = sums[_CROSS] / norm
         value, slope = gain(correlation, count)
@@ -304,7 +295,7 @@ def climb(
     """
     turns, shifts = np.array(turns, dtype=np.float64), np.array(shifts, dtype=np.float64)
     reached = np.empty(len(turns))
-    power = held_power(onto, ball.start)
+    power = shell_power(onto, ball.start)
     _climb_all(source, turns, shifts, ball.frequencies, ball.start, shell, onto, power, steps, reached)
     return turns, shifts, reached
 

