@@ -18,9 +18,11 @@ from dcryo.errors import InputError
 from dcryo.euler import matrix_from_rotvec
 from dcryo.kernels import fft, overlay, slices
 from dcryo.kernels.filters import pad_or_crop
+from dcryo.kernels.interpolation import read
 from dcryo.kernels.overlay import HalfBall, Turnable, half_ball
 from dcryo.kernels.rotations import angle_between_deg
 from dcryo.kernels.sampling import pixel_count, psi_count, rotation_matrices, step_deg
+from dcryo.kernels.slices import locate
 
 _ORDER = 2
 # A coarse search looks no farther than a shell in which the map still correlates so well with itself after a turn by
@@ -247,18 +249,35 @@ def turned_sum(volume: np.ndarray, turns: np.ndarray, shift_px: np.ndarray) -> n
     zoom = wide / box
     prepared = slices.prepare(pad_or_crop(volume, wide), int(np.ceil(zoom * (last + 0.5))))
     source = Turnable(slices.numbers(prepared), prepared.shape, slices.scale(wide) * zoom, np.empty(0), box)
-    ball = half_ball(last)
-    values = np.zeros(len(ball.frequencies), dtype=np.complex64)
-    for turn in turns:
-        values += overlay.turned(source, turn[None], ball.frequencies)[0]
-    values *= overlay.phases(ball.frequencies, shift_px, box)
     transform = np.zeros((box, box, box // 2 + 1), dtype=np.complex64)
-    kx, ky, kz = ball.frequencies.astype(np.int64).T
-    transform[kz, ky, kx] = values
-    plane = kx == 0
-    transform[-kz[plane], -ky[plane], 0] = np.conj(values[plane])
+    for turn in turns:
+        _add_turned(source, (source.padding * turn).astype(np.float32), last, transform)
+    full, half = np.fft.fftfreq(box), np.arange(box // 2 + 1) / box
+    x, y, z = (
+        np.exp(-2j * np.pi * k * t).astype(np.complex64) for k, t in zip((half, full, full), shift_px, strict=True)
+    )
+    transform *= z[:, None, None] * y[:, None]
+    transform *= x
     transform[0, 0, 0] = len(turns) * np.sum(volume, dtype=np.float64)
     return fft.irfftn(transform, box)
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _add_turned(source, turn, last, out):  # type: ignore[no-untyped-def]
+    """Add a turned volume to a half-complex transform (D, D, D // 2 + 1), up to a shell; turn: (3, 3) float32 times the
+    padding. Along a row the volume is read along a straight line, of which caches hold what comes next."""
+    volume, shape, box = source.volume, source.shape, len(out)
+    row = 2 * shape[2]
+    for z in range(box):
+        kz = z if 2 * z < box else z - box
+        for y in range(box):
+            ky = y if 2 * y < box else y - box
+            for kx in range(last + 1):
+                if kx * kx + ky * ky + kz * kz >= (last + 0.5) ** 2:
+                    break
+                lowest, fx, fy, fz, sign = locate(shape, turn, np.float32(kx), np.float32(ky), np.float32(kz))
+                real, imaginary = read(volume, 2 * lowest, row, row * shape[1], fx, fy, fz)
+                out[z, y, kx] += complex(real, sign * imaginary)
 
 
 def within(turn: np.ndarray, shift: np.ndarray, box: int) -> np.ndarray:

@@ -13,6 +13,7 @@ other groups nothing. So the mean of the mates is off by (G P d - d) / (G - 1), 
 (G - 1) / G, less what lies in P, leads to the axes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -63,13 +64,13 @@ def symmetry_axes(volume: np.ndarray, operators: np.ndarray, shell: int) -> Symm
     return _Search(volume, shell).best(operators)
 
 
-def symmetry_table(volume: np.ndarray, shell: int) -> dict[str, SymmetryAxes]:
-    """Axes and agreement of a map (D, D, D) for each of PLAUSIBLE_GROUPS, up to a shell.
+def symmetry_table(volume: np.ndarray, shell: int, groups: Sequence[str] = PLAUSIBLE_GROUPS) -> dict[str, SymmetryAxes]:
+    """Axes and agreement of a map (D, D, D) for each of several point groups, by name, up to a shell.
 
     A map that has a symmetry has those of its subgroups too: look for the largest group that agrees about as well.
     """
     search = _Search(volume, shell)
-    return {name: search.best(point_group(name)) for name in PLAUSIBLE_GROUPS}
+    return {name: search.best(point_group(name)) for name in groups}
 
 
 def symmetrised(volume: np.ndarray, operators: np.ndarray) -> np.ndarray:
