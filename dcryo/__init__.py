@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from dcryo.jobs.demo import DemoOptions, demo
     from dcryo.jobs.exchange import ExportOptions, ImportOptions, export_particles, import_particles
     from dcryo.jobs.extract import ExtractOptions, extract
+    from dcryo.jobs.fsc import FscOptions, fsc_of_maps
     from dcryo.jobs.motion import MotionOptions, motion
     from dcryo.jobs.pick import PickOptions, pick
-    from dcryo.jobs.postprocess import FscOptions, fsc_of_maps
     from dcryo.jobs.reconstruct import ReconstructOptions, reconstruct
     from dcryo.jobs.refine import RefineOptions, refine
     from dcryo.jobs.select import SelectOptions, select_particles
@@ -49,8 +49,8 @@ _HOMES = {
     "motion": ("dcryo.jobs.motion", "motion"),
     "PickOptions": ("dcryo.jobs.pick", "PickOptions"),
     "pick": ("dcryo.jobs.pick", "pick"),
-    "FscOptions": ("dcryo.jobs.postprocess", "FscOptions"),
-    "fsc_of_maps": ("dcryo.jobs.postprocess", "fsc_of_maps"),
+    "FscOptions": ("dcryo.jobs.fsc", "FscOptions"),
+    "fsc_of_maps": ("dcryo.jobs.fsc", "fsc_of_maps"),
     "ReconstructOptions": ("dcryo.jobs.reconstruct", "ReconstructOptions"),
     "reconstruct": ("dcryo.jobs.reconstruct", "reconstruct"),
     "RefineOptions": ("dcryo.jobs.refine", "RefineOptions"),

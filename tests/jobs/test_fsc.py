@@ -9,7 +9,7 @@ import pytest
 from dcryo import cli
 from dcryo.data import mrc
 from dcryo.data.curves import read_curves
-from dcryo.jobs.postprocess import FscOptions, fsc_of_maps
+from dcryo.jobs.fsc import FscOptions, fsc_of_maps
 
 BOX, PIXEL = 24, 2.5
 

@@ -1,0 +1,54 @@
+"""Fourier shell correlation of two maps."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from dcryo.data import mrc
+from dcryo.data.curves import write_curves
+from dcryo.data.run import Run
+from dcryo.jobs.half_maps import check_cubes_alike
+from dcryo.jobs.options import OutOptions, Progress, argument
+from dcryo.kernels import fsc
+
+
+class FscOptions(OutOptions):
+    """Compare two maps, shell by shell. Writes fsc.csv and prints the resolutions at 0.143 and 0.5."""
+
+    first: Path = argument("a map")
+    second: Path = argument("another map, of the same box and pixel size")
+    mask: Path | None = Field(None, description="mask (map of 0 to 1), multiplied with both")
+
+
+@dataclass(frozen=True)
+class FscResult:
+    """fsc: (D // 2 + 1,) under the mask if there is one; resolutions in Angstrom at 0.143 and at 0.5."""
+
+    out: Path
+    fsc: np.ndarray
+    resolution_A: float
+    resolution_half_A: float
+
+    def summary(self) -> str:
+        return f"FSC 0.143 at {self.resolution_A:.2f} A, 0.5 at {self.resolution_half_A:.2f} A ({self.out / 'fsc.csv'})"
+
+
+def fsc_of_maps(options: FscOptions, *, progress: Progress = print) -> FscResult:
+    """FSC of two map files; InputError where they do not fit each other."""
+    paths = [options.first, options.second] + ([options.mask] if options.mask else [])
+    maps = [mrc.read_map(path) for path in paths]
+    check_cubes_alike(maps)
+    first, second, *mask = (one.array for one in maps)
+    box, pixel = len(first), maps[0].voxel_size_A
+    with Run.start(options.out, "fsc", options.model_dump(), paths, None, options.resume, options.overwrite) as run:
+        curves = {"fsc_unmasked": fsc.shell_correlation(first, second)}
+        if mask:
+            curves["fsc_masked"] = fsc.shell_correlation(first * mask[0], second * mask[0])
+        curve = curves.get("fsc_masked", curves["fsc_unmasked"])
+        resolution, half = (fsc.resolution_at(curve, level, box, pixel) for level in (fsc.GOLD_STANDARD, fsc.HALF))
+        if not run.finished:
+            write_curves(run.path / "fsc.csv", box, pixel, curves)
+            run.done({"resolution_A": resolution, "resolution_half_A": half, "box_px": box, "pixel_size_A": pixel})
+    return FscResult(options.out, curve, resolution, half)
