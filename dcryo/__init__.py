@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dcryo.jobs.fsc import FscOptions, fsc_of_maps
     from dcryo.jobs.motion import MotionOptions, motion
     from dcryo.jobs.pick import PickOptions, pick
+    from dcryo.jobs.postprocess import PostprocessOptions, postprocess
     from dcryo.jobs.reconstruct import ReconstructOptions, reconstruct
     from dcryo.jobs.refine import RefineOptions, refine
     from dcryo.jobs.select import SelectOptions, select_particles
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Class2dOptions", "CtfOptions", "DemoOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions",
-    "MotionOptions", "PickOptions", "ReconstructOptions", "RefineOptions", "SelectOptions", "SimulateOptions",
-    "class2d", "ctf", "demo", "export_particles", "extract", "fsc_of_maps", "import_particles", "motion", "open",
-    "pick", "reconstruct", "refine", "select_particles", "simulate", "write_report",
+    "MotionOptions", "PickOptions", "PostprocessOptions", "ReconstructOptions", "RefineOptions", "SelectOptions",
+    "SimulateOptions", "class2d", "ctf", "demo", "export_particles", "extract", "fsc_of_maps", "import_particles", "motion",
+    "open", "pick", "postprocess", "reconstruct", "refine", "select_particles", "simulate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -51,6 +52,8 @@ _HOMES = {
     "pick": ("dcryo.jobs.pick", "pick"),
     "FscOptions": ("dcryo.jobs.fsc", "FscOptions"),
     "fsc_of_maps": ("dcryo.jobs.fsc", "fsc_of_maps"),
+    "PostprocessOptions": ("dcryo.jobs.postprocess", "PostprocessOptions"),
+    "postprocess": ("dcryo.jobs.postprocess", "postprocess"),
     "ReconstructOptions": ("dcryo.jobs.reconstruct", "ReconstructOptions"),
     "reconstruct": ("dcryo.jobs.reconstruct", "reconstruct"),
     "RefineOptions": ("dcryo.jobs.refine", "RefineOptions"),

@@ -39,6 +39,7 @@ TITLES = {
     "import": "Import of particles",
     "extract": "Extracted particles",
     "demo": "Demonstration",
+    "postprocess": "Post-processing of half maps",
     "fsc": "Fourier shell correlation of two maps",
     "class2d": "2D classification",
     "select": "Selection of particles",
@@ -46,7 +47,19 @@ TITLES = {
     "ctf": "CTF estimation",
     "pick": "Particle picking",
 }
-UNITS = {"e_A2": "e/Å²", "A": "Å", "A2": "Å²", "deg": "°", "px": "px", "s": "s", "kV": "kV", "mm": "mm", "mrad": "mrad"}
+UNITS = {
+    "e_A2": "e/Å²",
+    "A": "Å",
+    "A2": "Å²",
+    "deg": "°",
+    "px": "px",
+    "s": "s",
+    "kV": "kV",
+    "kDa": "kDa",
+    "A3": "Å³",
+    "mm": "mm",
+    "mrad": "mrad",
+}
 
 TIMES = (("started", "started_utc"), ("finished", "finished_utc"))
 

@@ -25,7 +25,7 @@ def read_mtf(path: Path) -> tuple[np.ndarray, np.ndarray]:
     wrong = np.flatnonzero(~(np.isfinite(value) & (value > 0) & (value <= 1.5)))
     if len(wrong):
         raise InputError(
-            f"{path}, row {wrong[0] + 1}, _{_VALUE}: found {value[wrong[0]]:g}; expected more than 0 and about 1 at most"
+            f"{path}, row {wrong[0] + 1}, _{_VALUE}: found {value[wrong[0]]:g}; expected more than 0 and at most 1"
         )
     if len(frequency) < 2 or not np.all(np.diff(frequency) > 0) or frequency[0] < 0:
         raise InputError(f"{path}: _{_FREQUENCY} does not rise from 0; expected cycles per pixel of the detector")

@@ -17,14 +17,13 @@ from dcryo.errors import InputError
 from dcryo.jobs.dataset import mask_edge_px
 from dcryo.jobs.half_maps import HalfMaps, load_given_mask, load_half_maps
 from dcryo.jobs.options import OutOptions, Progress, SeedOptions, argument
-from dcryo.kernels import density, fsc, mask_effect, masks, sharpening, solvent
+from dcryo.kernels import density, fsc, mask_effect, masks, sharpening, significance, solvent
 from dcryo.kernels.shells import resolution_A
 from dcryo.kernels.symmetry import operators
 from dcryo.steps import validation
 
 # The mask keeps this distance from what is seen of the molecule at low resolution, and from a model's atoms.
 _EXTEND_A, _LEAST_EXTEND_PX = 6.0, 2.0
-_LEAST_EDGE_PX = 5.0
 _DEFAULT_DIAMETER = 0.85
 # Proteins: 0.73 cm3 per gram (Harpaz, Gerstein & Chothia 1994).
 _VOLUME_A3_PER_KDA = 1212.0
@@ -171,7 +170,7 @@ def _placed_px(model: AtomicModel, path: Path | None, halves: HalfMaps) -> np.nd
     if outside:
         raise InputError(
             f"{path}: {outside} of {len(position)} atoms lie outside the map, which reaches from "
-            f"{tuple(round(x, 1) for x in halves.origin_A)} A over {box * pixel:.1f} A; fit the model into the map first"
+            f"{tuple(round(x, 1) for x in halves.origin_A)} A over {box * pixel:.1f} A; fit it into the map first"
         )
     return position
 
@@ -195,7 +194,7 @@ def _mask(
 ) -> _Mask:
     box, pixel = halves.box_px, halves.pixel_size_A
     molecule = solvent.find_molecule(halves.first, halves.second, pixel)
-    extend, edge = max(_EXTEND_A / pixel, _LEAST_EXTEND_PX), max(mask_edge_px(pixel), _LEAST_EDGE_PX)
+    extend, edge = max(_EXTEND_A / pixel, _LEAST_EXTEND_PX), mask_edge_px(pixel)
     diameter = options.mask_diameter_A or halves.diameter_A or _DEFAULT_DIAMETER * box * pixel
     if given is not None:
         return _Mask(given, "given", molecule, diameter)
@@ -217,6 +216,7 @@ def _figures(
     def at(curve: np.ndarray, threshold: float) -> float | None:
         return fsc.resolution_at(curve, threshold, box, pixel) if verdict.claimed else None
 
+    half_bit_A = resolution_A(significance.half_bit_crossing(verdict.fsc, curves.half_bit), box, pixel)
     volume = float(np.sum(mask.array, dtype=np.float64)) * pixel**3
     figures: dict[str, Any] = {
         "resolution_A": at(verdict.fsc, fsc.GOLD_STANDARD),
@@ -224,7 +224,7 @@ def _figures(
         "resolution_worst_A": at(verdict.low, fsc.GOLD_STANDARD),
         "resolution_best_A": at(verdict.high, fsc.GOLD_STANDARD),
         "resolution_half_A": at(verdict.fsc, fsc.HALF),
-        "resolution_half_bit_A": at(verdict.fsc - curves.half_bit, 0.0),
+        "resolution_half_bit_A": half_bit_A if verdict.claimed else None,
         "resolution_corrected_A": at(curves.corrected, fsc.GOLD_STANDARD),
         "resolution_masked_A": at(curves.masked, fsc.GOLD_STANDARD),
         "resolution_spherical_A": at(curves.spherical, fsc.GOLD_STANDARD),
@@ -331,8 +331,8 @@ def _warnings(
         )
     elif verdict.claimed and (again := _comes_back(curves, halves)) is not None:
         said.append(
-            f"Past the resolution the unmasked FSC is {again:.2f} where it should be about 0: the halves have something "
-            "in common that is no signal, such as particles in both, one reference, or a filter."
+            f"Past the resolution the unmasked FSC is {again:.2f} where it should be about 0: the halves have "
+            "something in common that is no signal, such as particles in both, one reference, or a filter."
         )
     if sharpened is not None:
         said += _on_sharpening(options, figures, sharpened)
@@ -367,8 +367,8 @@ def _on_sharpening(options: PostprocessOptions, figures: dict[str, Any], sharpen
         said.append(f"A B-factor of {options.bfactor_A2:g} A2 blurs the map; negative ones sharpen.")
     elif fit is not None and options.bfactor_A2 < fit.bfactor_A2 - max(2 * fit.error_A2, 0.5 * abs(fit.bfactor_A2)):
         said.append(
-            f"The B-factor of {options.bfactor_A2:g} A2 sharpens more than the map has lost ({fit.bfactor_A2:.0f} A2 by "
-            "its Guinier plot): details of the sharpened map may be noise."
+            f"The B-factor of {options.bfactor_A2:g} A2 sharpens more than the map has lost ({fit.bfactor_A2:.0f} A2 "
+            "by its Guinier plot): details of the sharpened map may be noise."
         )
     return said
 

@@ -39,6 +39,18 @@ def half_bit(independent: np.ndarray) -> np.ndarray:
     return (0.2071 + 1.9102 * spread) / (1.2071 + 0.9102 * spread)
 
 
+def half_bit_crossing(fsc: np.ndarray, threshold: np.ndarray) -> float:
+    """Shell, interpolated, at which the FSC first falls below the half-bit threshold, once it has been above it.
+
+    The first shells may have so few voxels that no FSC is above. 0 where it never is.
+    """
+    above = np.flatnonzero(fsc >= threshold)
+    if len(above) == 0:
+        return 0.0
+    start = int(above[0])
+    return start + crossing(np.concatenate([[1.0], (fsc - threshold)[start:]]), 0.0) - 1
+
+
 def confidence(fsc: np.ndarray, independent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The band (low, high) in which 95 of 100 true correlations lie, (S,) each.
 

@@ -79,7 +79,7 @@ def soft_mask(core: np.ndarray, extend_px: float, edge_px: float) -> np.ndarray:
 
 
 def around_points(position_px: np.ndarray, box_px: int) -> np.ndarray:
-    """The voxels nearest to points (M, 3) x, y, z in pixels from the box centre, (D, D, D) bool; none may be outside."""
+    """The voxels nearest to points (M, 3) x, y, z in px from the box centre, (D, D, D) bool; none lies outside."""
     core = np.zeros((box_px,) * 3, dtype=bool)
     x, y, z = (np.floor(position_px + 0.5).astype(np.int64) + box_px // 2).T
     core[z, y, x] = True
