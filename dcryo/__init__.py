@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Class2dOptions", "CtfOptions", "DemoOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions",
     "MotionOptions", "PickOptions", "PostprocessOptions", "ReconstructOptions", "RefineOptions", "SelectOptions",
-    "SimulateOptions", "class2d", "ctf", "demo", "export_particles", "extract", "fsc_of_maps", "import_particles", "motion",
-    "open", "pick", "postprocess", "reconstruct", "refine", "select_particles", "simulate", "write_report",
+    "SimulateOptions", "class2d", "ctf", "demo", "export_particles", "extract", "fsc_of_maps", "import_particles",
+    "motion", "open", "pick", "postprocess", "reconstruct", "refine", "select_particles", "simulate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {

@@ -25,6 +25,8 @@ from dcryo.steps import validation
 # The mask keeps this distance from what is seen of the molecule at low resolution, and from a model's atoms.
 _EXTEND_A, _LEAST_EXTEND_PX = 6.0, 2.0
 _DEFAULT_DIAMETER = 0.85
+# Part of a half map that is exactly 0, from which on it is taken to be masked.
+_MASKED_BEFORE = 0.1
 # Proteins: 0.73 cm3 per gram (Harpaz, Gerstein & Chothia 1994).
 _VOLUME_A3_PER_KDA = 1212.0
 
@@ -121,7 +123,7 @@ def postprocess(options: PostprocessOptions, *, progress: Progress = print) -> P
         progress(f"mask: {mask.kind}; FSC")
         order = len(operators(halves.symmetry))
         curves = validation.half_map_curves(halves.first, halves.second, mask.array, sphere, order, options.seed)
-        verdict = validation.judge(halves.first, halves.second, mask.array, curves)
+        verdict = validation.judge(halves.first, halves.second, mask.array, curves, order)
         figures = _figures(options, halves, mask, curves, verdict, model)
         mean = (halves.first + halves.second) / 2
         sharpened = None
@@ -311,6 +313,12 @@ def _warnings(
             "resolution is therefore read from maps that are filtered before they are masked, which no mask can "
             "improve. Take a mask with more room about the molecule and a softer edge."
         )
+    empty = float(np.mean((halves.first == 0)[_inside(halves.box_px)]))
+    if empty > _MASKED_BEFORE:
+        said.append(
+            f"{100 * empty:.0f} percent of the first half map are exactly 0: it seems to be masked already. The FSC of "
+            "masked maps cannot be corrected, and the archives ask for unmasked ones."
+        )
     if mask.molecule is None and verdict.claimed:
         said.append("No density stands out of the noise at low resolution, so the mask is a sphere.")
     if mask.molecule is not None:
@@ -337,6 +345,11 @@ def _warnings(
     if sharpened is not None:
         said += _on_sharpening(options, figures, sharpened)
     return said
+
+
+def _inside(box_px: int) -> np.ndarray:
+    """The sphere that the box holds, outside of which half maps are blank."""
+    return masks.sphere(box_px, box_px - 4, 0) > 0
 
 
 def _comes_back(curves: validation.Curves, halves: HalfMaps) -> float | None:

@@ -7,6 +7,7 @@ it correlates between the halves although nothing was resolved there.
 import numpy as np
 
 from dcryo.kernels import fft
+from dcryo.kernels.filters import radius_px
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import volume_shells
 
@@ -23,7 +24,7 @@ def randomised_from(fsc_unmasked: np.ndarray) -> int | None:
 
 
 def random_phases(volume: np.ndarray, shell: int, seed: int, number: int) -> np.ndarray:
-    """The map (D, D, D) with random phases from a shell on, its amplitudes kept; float32.
+    """The map (D, D, D) with random phases from the radius of a shell on, its amplitudes kept; float32.
 
     The phases are those of white noise, so that they are evenly distributed and the map stays real. seed and number
     decide them: each half takes another number.
@@ -32,7 +33,7 @@ def random_phases(volume: np.ndarray, shell: int, seed: int, number: int) -> np.
     transform = fft.rfftn(volume)
     noise = fft.rfftn(generator(seed, "phases", number).standard_normal(volume.shape, dtype=np.float32))
     turned = np.abs(transform) * noise / np.maximum(np.abs(noise), np.float32(1e-20))
-    return fft.irfftn(np.where(volume_shells(box) >= shell, turned, transform), box)
+    return fft.irfftn(np.where(radius_px(box, 3) >= shell, turned, transform), box)
 
 
 def corrected(fsc_masked: np.ndarray, fsc_randomised: np.ndarray, shell: int | None) -> np.ndarray:

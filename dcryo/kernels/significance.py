@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from dcryo.kernels import fft
+from dcryo.kernels.filters import radius_px
 from dcryo.kernels.fsc import GOLD_STANDARD, crossing
 from dcryo.kernels.shells import friedel_weights, volume_shells
 
@@ -15,19 +17,24 @@ _CLAIMED_FROM = 4.0
 def independent_voxels(mask: np.ndarray | None, box_px: int, symmetry_order: int) -> np.ndarray:
     """Independent complex numbers in each shell of the transform of a masked map, (D // 2 + 1,) float64.
 
-    mask: (D, D, D) in 0..1, or None for the whole box. Half of the shell's voxels (the others are their Friedel mates),
-    fewer by the part of the box that the mask leaves, for neighbours are then correlated, and by the operators of the
-    point group. White noise times a mask m has the covariance FT(m^2) between voxels, so that the sum of powers over a
-    shell of n voxels varies like one of n (sum m^2)^2 / (D^3 sum m^4) independent ones. (van Heel & Schatz 2005 take
-    the box and the object's diameter instead.)
+    mask: (D, D, D) in 0..1, or None for the whole box. Half of a shell's voxels count (the others are their Friedel
+    mates), divided by the operators of the point group, and fewer under a mask, for neighbours are then correlated.
+    White noise times a mask m has the covariance c(d) = FT(m^2)(d) between voxels that are d apart, so the sum of
+    powers over a shell varies like that of n / sum_d h(d) |c(d) / c(0)|^2 independent voxels, h(d) being the share of
+    the n voxels whose neighbour at d is in the shell too: 1 - d/2 up to d = 1, and 1/(2d) up to the diameter of the
+    shell. (van Heel & Schatz 2005 take the ratio of the object's diameter to the box instead.)
     """
+    shells = volume_shells(box_px).ravel()
     weights = np.broadcast_to(friedel_weights(box_px), (box_px, box_px, box_px // 2 + 1)).ravel()
-    voxels = np.bincount(volume_shells(box_px).ravel(), weights=weights)[: box_px // 2 + 1]
-    share = 1.0
-    if mask is not None:
-        squares = np.square(mask, dtype=np.float64)
-        share = float(squares.sum() ** 2 / (box_px**3 * np.square(squares).sum()))
-    return voxels / 2 * share / symmetry_order
+    voxels = np.bincount(shells, weights=weights)[: box_px // 2 + 1]
+    if mask is None:
+        return voxels / 2 / symmetry_order
+    covariance = np.abs(fft.rfftn(np.square(mask, dtype=np.float32))).ravel().astype(np.float64)
+    distance = radius_px(box_px, 3).ravel()
+    in_shell = np.where(distance <= 1, 1 - distance / 2, 0.5 / np.maximum(distance, 1))
+    correlated = np.cumsum(np.bincount(shells, weights=weights * in_shell * (covariance / covariance[0]) ** 2))
+    reach = np.minimum(2 * np.arange(box_px // 2 + 1), len(correlated) - 1)
+    return voxels / 2 / np.maximum(correlated[reach], 1) / symmetry_order
 
 
 def half_bit(independent: np.ndarray) -> np.ndarray:
@@ -62,17 +69,33 @@ def confidence(fsc: np.ndarray, independent: np.ndarray) -> tuple[np.ndarray, np
     return np.tanh(centre - spread), np.tanh(centre + spread)
 
 
-def standing_out(fsc: np.ndarray, independent: np.ndarray, threshold: float = GOLD_STANDARD) -> float:
+def independent_within(mask: np.ndarray, symmetry_order: int) -> np.ndarray:
+    """Independent complex numbers in all shells from 1 to each, together, (D // 2 + 1,) float64.
+
+    Under a mask (D, D, D) shells are correlated with their neighbours, so that together they are worth less than
+    `independent_voxels` counts in each: of n voxels, n (sum m^2)^2 / (D^3 sum m^4).
+    """
+    box = len(mask)
+    squares = np.square(mask, dtype=np.float64)
+    share = squares.sum() ** 2 / (box**3 * np.square(squares).sum())
+    each = independent_voxels(None, box, symmetry_order)
+    each[0] = 0
+    return np.cumsum(each) * share
+
+
+def standing_out(fsc: np.ndarray, within: np.ndarray, threshold: float = GOLD_STANDARD) -> float:
     """By how many standard deviations of pure noise the FSC up to its first fall below a threshold stands out.
 
-    The mean correlation of these shells, weighted by their independent voxels, of which pure noise has a standard
-    deviation of 1 / sqrt(2 n), n of them in all.
+    The mean correlation of the n independent voxels of these shells, `within` as `independent_within` counts them; that
+    of pure noise has a standard deviation of 1 / sqrt(2 n).
     """
-    shells = slice(1, int(crossing(fsc, threshold)) + 1)
-    total = float(np.sum(independent[shells]))
-    return float(np.sum(fsc[shells] * independent[shells]) / total * np.sqrt(2 * total)) if total > 0 else 0.0
+    last = int(crossing(fsc, threshold))
+    if within[last] <= 0:
+        return 0.0
+    mean = np.sum(fsc[1 : last + 1] * np.diff(within)[:last]) / within[last]
+    return float(mean * np.sqrt(2 * within[last]))
 
 
-def is_claimed(fsc: np.ndarray, independent: np.ndarray) -> bool:
+def is_claimed(fsc: np.ndarray, within: np.ndarray) -> bool:
     """Whether there is a resolution to speak of, or the FSC is what pure noise may have."""
-    return bool(fsc[1] >= GOLD_STANDARD) and standing_out(fsc, independent) >= _CLAIMED_FROM
+    return bool(fsc[1] >= GOLD_STANDARD) and standing_out(fsc, within) >= _CLAIMED_FROM

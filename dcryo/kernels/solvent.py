@@ -41,6 +41,8 @@ def find_molecule(first: np.ndarray, second: np.ndarray, pixel_size_A: float, le
     curve = fsc.shell_correlation(first, second)
     seen = fsc.resolution_at(curve, fsc.HALF, box, pixel_size_A)
     lowpass_A = float(np.clip(seen, max(_SEEN_AT_A, 3 * pixel_size_A), max(_SEEN_AT_MOST_A, 3 * pixel_size_A)))
+    # Without a common offset, beside which float32 would have no digits left.
+    first, second = first - first.mean(), second - second.mean()
     both = filters.lowpass((first + second) / 2, pixel_size_A, lowpass_A)
     noise = filters.lowpass((first - second) / 2, pixel_size_A, lowpass_A)
     inside = sphere(box, box - 2, 0) > 0
@@ -59,7 +61,10 @@ def find_molecule(first: np.ndarray, second: np.ndarray, pixel_size_A: float, le
 
 def _means_of_two(values: np.ndarray) -> tuple[float, float]:
     """Means below and above the threshold at which the variance between the two classes is greatest (Otsu 1979)."""
-    counts, edges = np.histogram(values, bins=_BINS)
+    low, high = float(values.min()), float(values.max())
+    if high <= low:
+        return low, high
+    counts, edges = np.histogram(values.astype(np.float64), bins=_BINS, range=(low, high))
     centres = (edges[1:] + edges[:-1]) / 2
     below, total = np.cumsum(counts)[:-1], counts.sum()
     sum_below = np.cumsum(counts * centres)[:-1]

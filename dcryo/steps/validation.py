@@ -15,7 +15,8 @@ class Curves(NamedTuple):
 
     unmasked, spherical, masked: FSC of the half maps as they are, under a soft sphere, and under the mask; randomised:
     under the mask, with random phases from `randomised_from` on (None: nowhere); corrected: what is left of masked;
-    low, high: its 95 percent confidence band; half_bit: threshold; independent: voxels that each shell is worth.
+    low, high: its 95 percent confidence band; half_bit: threshold; independent: voxels that each shell is worth;
+    within: voxels that the shells up to each are worth together.
     """
 
     unmasked: np.ndarray
@@ -27,6 +28,7 @@ class Curves(NamedTuple):
     high: np.ndarray
     half_bit: np.ndarray
     independent: np.ndarray
+    within: np.ndarray
     randomised_from: int | None
 
 
@@ -53,6 +55,7 @@ def half_map_curves(
         high,
         significance.half_bit(independent),
         independent,
+        significance.independent_within(mask, symmetry_order),
         shell,
     )
 
@@ -95,15 +98,21 @@ class Verdict(NamedTuple):
     high: np.ndarray
 
 
-def judge(first: np.ndarray, second: np.ndarray, mask: np.ndarray, curves: Curves) -> Verdict:
-    """Which curve counts, and whether it says anything; see `Verdict`."""
+def judge(first: np.ndarray, second: np.ndarray, mask: np.ndarray, curves: Curves, symmetry_order: int) -> Verdict:
+    """Which curve counts, and whether it says anything; see `Verdict`.
+
+    There has to be signal without a mask too: under one that was made from the noise of both halves, noise correlates.
+    """
     leak, noise = _leak(curves)
     tight = leak > max(TIGHT, _SIGMAS * noise)
     curve, low, high = curves.corrected, curves.low, curves.high
     if tight:
         curve = _filtered_first(first, second, mask, curves)
         low, high = significance.confidence(curve, curves.independent)
-    return Verdict(significance.is_claimed(curve, curves.independent), leak, tight, curve, low, high)
+    support = ((first != 0) & (second != 0)).astype(np.float32)
+    within = significance.independent_within(support, symmetry_order)
+    claimed = significance.is_claimed(curve, curves.within) and significance.is_claimed(curves.unmasked, within)
+    return Verdict(claimed, leak, tight, curve, low, high)
 
 
 def _leak(curves: Curves) -> tuple[float, float]:
