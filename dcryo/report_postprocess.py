@@ -65,7 +65,11 @@ def guinier(path: Path, record: Mapping[str, Any]) -> tuple[str, str] | None:
         words = "No line could be fitted."
     else:
         words = f"The line gives a B-factor of {result['bfactor_fitted_A2']:.0f} ± {result['bfactor_error_A2']:.0f} Å²"
-        words += f", fitted from {limits[0]:.3g} to {limits[1]:.3g} Å."
+        words += f", fitted from {limits[0]:.3g} to {limits[1]:.3g} Å to amplitudes under the mask."
+        if result.get("bfactor_of_whole_box_A2") is not None:
+            words += (
+                f" Amplitudes of the whole box, solvent and all, would give {result['bfactor_of_whole_box_A2']:.0f}."
+            )
     if result.get("bfactor_A2") is not None and result["bfactor_A2"] != result.get("bfactor_fitted_A2"):
         words += f" The map was sharpened by {result['bfactor_A2']:.0f} Å²."
     return picture, words

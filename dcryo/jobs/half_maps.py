@@ -8,6 +8,7 @@ import numpy as np
 from dcryo.data import mrc
 from dcryo.data.run import Run
 from dcryo.errors import InputError
+from dcryo.kernels.fsc import shell_correlation
 from dcryo.kernels.likeness import likeness
 from dcryo.kernels.symmetry import operators
 
@@ -16,6 +17,8 @@ from dcryo.kernels.symmetry import operators
 _MIRROR_MARGIN = 0.1
 _NEGATIVE = -0.3
 _SAME = 1 - 1e-9
+# Nor do two halves agree like this in every shell up to Nyquist, as a map and its filtered copy do.
+_SAME_IN_SHELLS = 0.999
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,8 @@ def _check_a_pair(maps: list[mrc.MapFile]) -> None:
         if one.array.std() == 0:
             raise InputError(f"{one.path}: the map is constant, {one.array.flat[0]:g} everywhere; expected a half map")
     overall = float(np.corrcoef(first.array.ravel(), second.array.ravel())[0, 1])
-    if overall > _SAME:
+    curve = shell_correlation(first.array, second.array)
+    if overall > _SAME or np.all(curve[1:] > _SAME_IN_SHELLS):
         raise InputError(
             f"{second.path}: the same map as {first.path}; expected the two halves of a gold-standard refinement, each "
             "from its own particles"

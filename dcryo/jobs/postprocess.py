@@ -17,7 +17,7 @@ from dcryo.errors import InputError
 from dcryo.jobs.dataset import mask_edge_px
 from dcryo.jobs.half_maps import HalfMaps, load_given_mask, load_half_maps
 from dcryo.jobs.options import OutOptions, Progress, SeedOptions, argument
-from dcryo.kernels import density, fsc, mask_effect, masks, sharpening, significance, solvent
+from dcryo.kernels import density, filters, fsc, mask_effect, masks, sharpening, significance, solvent
 from dcryo.kernels.shells import resolution_A
 from dcryo.kernels.symmetry import operators
 from dcryo.steps import validation
@@ -25,6 +25,8 @@ from dcryo.steps import validation
 # The mask keeps this distance from what is seen of the molecule at low resolution, and from a model's atoms.
 _EXTEND_A, _LEAST_EXTEND_PX = 6.0, 2.0
 _DEFAULT_DIAMETER = 0.85
+# Resolution at which a model is looked for in the density.
+_SEEN_AT_A = 15.0
 # Part of a half map that is exactly 0, from which on it is taken to be masked.
 _MASKED_BEFORE = 0.1
 # Proteins: 0.73 cm3 per gram (Harpaz, Gerstein & Chothia 1994).
@@ -93,11 +95,13 @@ class _Mask:
 
 @dataclass(frozen=True)
 class _Sharpened:
-    """map: (D, D, D); bfactor_A2: that was applied; fit: Guinier's, if there is one; plot: curves of it, logarithms."""
+    """map: (D, D, D); bfactor_A2: that was applied; fit: Guinier's, if there is one; whole: the same of amplitudes over
+    the whole box, as RELION fits them; plot: curves, logarithms."""
 
     map: np.ndarray
     bfactor_A2: float | None
     fit: sharpening.GuinierFit | None
+    whole: sharpening.GuinierFit | None
     plot: dict[str, np.ndarray]
 
 
@@ -196,15 +200,14 @@ def _mask(
 ) -> _Mask:
     box, pixel = halves.box_px, halves.pixel_size_A
     molecule = solvent.find_molecule(halves.first, halves.second, pixel)
-    extend, edge = max(_EXTEND_A / pixel, _LEAST_EXTEND_PX), mask_edge_px(pixel)
     diameter = options.mask_diameter_A or halves.diameter_A or _DEFAULT_DIAMETER * box * pixel
     if given is not None:
         return _Mask(given, "given", molecule, diameter)
     if placed_px is not None:
         core = solvent.around_points(placed_px, box)
-        return _Mask(solvent.soft_mask(core, extend, edge), "from the model", molecule, diameter)
+        return _Mask(_about(core, pixel), "from the model", molecule, diameter)
     if options.mask_diameter_A is None and molecule is not None:
-        return _Mask(solvent.soft_mask(molecule.core, extend, edge), "automatic", molecule, diameter)
+        return _Mask(_about(molecule.core, pixel), "automatic", molecule, diameter)
     return _Mask(masks.sphere(box, diameter / pixel, mask_edge_px(pixel)), "sphere", molecule, diameter)
 
 
@@ -253,19 +256,24 @@ def _sharpened(
     options: PostprocessOptions, halves: HalfMaps, mean: np.ndarray, mask: _Mask, verdict: validation.Verdict,
     resolution: float, mtf: np.ndarray, model: AtomicModel | None,
 ) -> _Sharpened:  # fmt: skip
-    """The mean map, its MTF taken off, weighted by the FSC, sharpened, and cut at the resolution."""
+    """The mean map, its MTF taken off, weighted by the FSC, sharpened, and cut at the resolution.
+
+    Amplitudes are those under the mask, as the FSC is: solvent noise in the rest of the box would hide their fall-off.
+    """
     box, pixel = halves.box_px, halves.pixel_size_A
     frequency = np.arange(box // 2 + 1) / (box * pixel)
     weight = sharpening.fsc_weight(verdict.fsc)
-    original = sharpening.radial_amplitude(mean) / box**3
+    soft = mask.array if not verdict.tight else _roomier(mask, halves)
+    original = sharpening.radial_amplitude(mean * soft) / box**3
     weighted = original / mtf * weight
-    fit = sharpening.guinier_fit(weighted, frequency, options.fit_to_A or resolution, options.fit_from_A)
+    limits = options.fit_to_A or resolution, options.fit_from_A
+    fit = sharpening.guinier_fit(weighted, frequency, *limits)
+    whole = sharpening.guinier_fit(sharpening.radial_amplitude(mean) / mtf * weight, frequency, *limits)
     bfactor: float | None
     if model is not None:
         density_of_model = density.gaussian_density(model.position_A, model.amplitude, model.bfactor_A2, box, pixel)
-        inside = sharpening.radial_amplitude(mean * mask.array) / mtf * weight
         within = frequency <= 1 / resolution
-        gain = sharpening.model_gain(inside * within, sharpening.radial_amplitude(density_of_model) * within)
+        gain = sharpening.model_gain(weighted * within, sharpening.radial_amplitude(density_of_model) * within)
         bfactor = None
     else:
         bfactor = options.bfactor_A2 if options.bfactor_A2 is not None else (fit.bfactor_A2 if fit else 0.0)
@@ -275,7 +283,19 @@ def _sharpened(
         plot = {"original": np.log(original), "weighted": np.log(weighted), "sharpened": np.log(original * gain)}
     plot["intercept"] = np.full(len(original), np.nan if fit is None else fit.intercept)
     cut = box * pixel / resolution
-    return _Sharpened(sharpening.filtered(mean, gain, cut), bfactor, fit, plot)
+    return _Sharpened(sharpening.filtered(mean, gain, cut), bfactor, fit, whole, plot)
+
+
+def _roomier(mask: _Mask, halves: HalfMaps) -> np.ndarray:
+    """A mask that spreads no amplitude between shells, where the one that was given does."""
+    if mask.molecule is not None:
+        return _about(mask.molecule.core, halves.pixel_size_A)
+    return masks.sphere(halves.box_px, _DEFAULT_DIAMETER * halves.box_px, mask_edge_px(halves.pixel_size_A))
+
+
+def _about(core: np.ndarray, pixel_size_A: float) -> np.ndarray:
+    """A soft mask with room about a core."""
+    return solvent.soft_mask(core, max(_EXTEND_A / pixel_size_A, _LEAST_EXTEND_PX), mask_edge_px(pixel_size_A))
 
 
 def _sharpening_figures(sharpened: _Sharpened, mask: _Mask, figures: dict[str, Any], pixel: float) -> dict[str, Any]:
@@ -284,6 +304,8 @@ def _sharpening_figures(sharpened: _Sharpened, mask: _Mask, figures: dict[str, A
     found: dict[str, Any] = {"bfactor_A2": sharpened.bfactor_A2}
     if fit is not None:
         found |= {"bfactor_fitted_A2": fit.bfactor_A2, "bfactor_error_A2": fit.error_A2}
+    if sharpened.whole is not None:
+        found["bfactor_of_whole_box_A2"] = sharpened.whole.bfactor_A2
     inside = np.sort(sharpened.map[mask.array > 0.5])[::-1]
     if "mass_kDa" in figures:
         voxels = figures["mass_kDa"] * _VOLUME_A3_PER_KDA / pixel**3
@@ -390,9 +412,9 @@ def _misplaced(model: AtomicModel | None, mean: np.ndarray, halves: HalfMaps, pa
     """A sentence where a model does not lie on the density."""
     assert model is not None
     placed = _placed_px(model, path, halves) * halves.pixel_size_A
-    made = density.gaussian_density(
-        placed, model.amplitude, model.bfactor_A2 + 8000.0, halves.box_px, halves.pixel_size_A
-    )
+    made = density.gaussian_density(placed, model.amplitude, model.bfactor_A2, halves.box_px, halves.pixel_size_A)
+    seen_A = max(_SEEN_AT_A, 3 * halves.pixel_size_A)
+    made, mean = (filters.lowpass(map_, halves.pixel_size_A, seen_A) for map_ in (made, mean))
     correlation = float(np.corrcoef(made.ravel(), mean.ravel())[0, 1])
     if correlation > 0.3:
         return []

@@ -6,8 +6,10 @@ import numpy as np
 
 from dcryo.kernels import fsc, mask_effect, significance
 
-# Draws of random phases that are averaged: the noise of the correction is then well below that of the FSC itself.
-DRAWS = 3
+# Random phases are drawn again and again until this many voxels have been, so that in small boxes, whose shells have
+# few of them, the mean is no noisier than in large ones.
+_VOXELS_DRAWN = 3e7
+_FEWEST_DRAWS, _MOST_DRAWS = 3, 12
 
 
 class Curves(NamedTuple):
@@ -60,16 +62,19 @@ def half_map_curves(
     )
 
 
-def randomised_fsc(
-    first: np.ndarray, second: np.ndarray, mask: np.ndarray, shell: int, seed: int, draws: int = DRAWS
-) -> np.ndarray:
+def draws_of(box_px: int) -> int:
+    """How often phases are drawn in a box."""
+    return int(np.clip(_VOXELS_DRAWN / box_px**3, _FEWEST_DRAWS, _MOST_DRAWS))
+
+
+def randomised_fsc(first: np.ndarray, second: np.ndarray, mask: np.ndarray, shell: int, seed: int) -> np.ndarray:
     """FSC under a mask of maps whose phases are random from a shell on, the mean over draws, (D // 2 + 1,) float64."""
     curves = [
         fsc.shell_correlation(
             mask_effect.random_phases(first, shell, seed, 2 * draw) * mask,
             mask_effect.random_phases(second, shell, seed, 2 * draw + 1) * mask,
         )
-        for draw in range(draws)
+        for draw in range(draws_of(len(first)))
     ]
     return np.mean(curves, axis=0)
 
@@ -124,7 +129,7 @@ def _leak(curves: Curves) -> tuple[float, float]:
     about = slice(centre - 1, centre + 2)
     weights = curves.independent[about]
     mean = float(np.sum(curves.randomised[about] * weights) / weights.sum())
-    return mean, float(1 / np.sqrt(2 * DRAWS * weights.sum()))
+    return mean, float(1 / np.sqrt(2 * draws_of(2 * last) * weights.sum()))
 
 
 def _filtered_first(first: np.ndarray, second: np.ndarray, mask: np.ndarray, curves: Curves) -> np.ndarray:
