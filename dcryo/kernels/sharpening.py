@@ -15,6 +15,8 @@ from dcryo.kernels.shells import friedel_weights, volume_shells
 FITTED_FROM_A = 10.0
 # A straight line through fewer shells says nothing.
 _LEAST_SHELLS = 5
+# A shell at the very end of the range is in it, for pixel sizes in files have seven digits.
+_END = 1e-5
 
 
 class GuinierFit(NamedTuple):
@@ -46,7 +48,7 @@ def guinier_fit(
     amplitude, frequency_1_A: (S,), amplitudes weighted by the FSC already. Below 10 A the shape of the molecule decides
     amplitudes, and not their fall-off. None where there are fewer than five shells of positive amplitude.
     """
-    within = (frequency_1_A >= 1 / from_A - 1e-9) & (frequency_1_A <= 1 / resolution_A + 1e-9) & (amplitude > 0)
+    within = (frequency_1_A * from_A > 1 - _END) & (frequency_1_A * resolution_A < 1 + _END) & (amplitude > 0)
     shells = np.flatnonzero(within)
     if len(shells) < _LEAST_SHELLS:
         return None
