@@ -52,6 +52,7 @@ MOLECULES = {
 # Unmasked resolution in pixels, and how much amplitudes fall by: B = that many times its square.
 CASES = ((3.2, 6.0), (3.2, 10.0), (5.0, 6.0), (5.0, 10.0))
 FILLED = 0.65
+SMALL_BOX_PX = 64
 NOISE_PAIRS = 40
 # Point groups whose axes are where the program wants them, and SNRs.
 SIMULATED = {"beta-galactosidase": ("D2", 0.003), "haemoglobin": ("C1", 0.05), "phantom": ("C1", 0.05)}
@@ -257,7 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--box", type=int, default=96)
+    parser.add_argument("--box", type=int, default=96, help="of what is compared with RELION")
     parser.add_argument("--relion", action="store_true", help="also beside relion_postprocess")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -265,8 +266,8 @@ def main() -> None:
     found = json.loads(path.read_text()) if path.exists() else {}
     parts = {
         "noise": noise,
-        "truth": lambda: against_truth(options.models, options.box),
-        "particles": lambda: reconstructed(options.work, options.models, 64),
+        "truth": lambda: against_truth(options.models, SMALL_BOX_PX),
+        "particles": lambda: reconstructed(options.work, options.models, SMALL_BOX_PX),
     }
     if options.relion:
         parts = {"relion": lambda: beside_relion(options.work, options.models, options.box), **parts}

@@ -27,7 +27,7 @@ SURFACE = {"cli", "report", "report_micrographs", "report_postprocess", "figures
 
 # Jobs know one another only through what they share; `demo` is the one that chains them.
 SHARED_BY_JOBS = {
-    f"dcryo.jobs.{name}" for name in ("dataset", "em", "half_maps", "memory", "micrographs", "options", "outputs")
+    f"dcryo.jobs.{name}" for name in ("dataset", "em", "given_maps", "memory", "micrographs", "options", "outputs")
 }
 CHAINING_JOBS = {"dcryo.jobs.demo"}
 # A job that is too long for one module has parts, which its own module alone imports: `simulate` and `simulate_movies`.

@@ -15,7 +15,7 @@ from dcryo.data.postprocess_star import write_postprocess_star
 from dcryo.data.run import Run
 from dcryo.errors import InputError
 from dcryo.jobs.dataset import mask_edge_px
-from dcryo.jobs.half_maps import HalfMaps, load_given_mask, load_half_maps
+from dcryo.jobs.given_maps import HalfMaps, load_given_mask, load_half_maps, placed_A
 from dcryo.jobs.options import OutOptions, Progress, SeedOptions, argument
 from dcryo.kernels import density, filters, fsc, mask_effect, masks, sharpening, significance, solvent
 from dcryo.kernels.shells import resolution_A
@@ -113,7 +113,9 @@ def postprocess(options: PostprocessOptions, *, progress: Progress = print) -> P
     given_mask = options.mask or (None if options.mask_model or options.mask_diameter_A else halves.mask)
     given = None if given_mask is None else load_given_mask(given_mask, halves)
     model = None if options.mask_model is None else read_model(options.mask_model)
-    placed = None if model is None else _placed_px(model, options.mask_model, halves)
+    atoms_A = None
+    if model is not None and options.mask_model is not None:
+        atoms_A = placed_A(model, options.mask_model, box, pixel, halves.origin_A)
     amplitudes_of = None if options.sharpen_model is None else read_model(options.sharpen_model)
     mtf = np.ones(box // 2 + 1) if options.mtf is None else _mtf(options, halves)
     files = [*halves.paths, given_mask, options.mask_model, options.sharpen_model, options.mtf]
@@ -122,7 +124,7 @@ def postprocess(options: PostprocessOptions, *, progress: Progress = print) -> P
         options.out, "postprocess", options.model_dump(), inputs, options.seed, options.resume, options.overwrite
     ) as run:
         progress(f"half maps of {box} px, {pixel:.4g} A")
-        mask = _mask(options, halves, given, placed)
+        mask = _mask(options, halves, given, atoms_A)
         sphere = masks.sphere(box, mask.diameter_A / pixel, mask_edge_px(pixel))
         progress(f"mask: {mask.kind}; FSC")
         order = len(operators(halves.symmetry))
@@ -136,8 +138,8 @@ def postprocess(options: PostprocessOptions, *, progress: Progress = print) -> P
             sharpened = _sharpened(options, halves, mean, mask, verdict, figures["resolution_A"], mtf, amplitudes_of)
             figures |= _sharpening_figures(sharpened, mask, figures, pixel)
         warnings = _warnings(options, halves, mask, curves, verdict, figures, sharpened)
-        if placed is not None:
-            warnings += _misplaced(model, mean, halves, options.mask_model)
+        if model is not None and atoms_A is not None:
+            warnings += _misplaced(model, atoms_A, mean, pixel)
         if not run.finished:
             _write(run.path, halves, mask, given_mask, mean, curves, verdict, figures, sharpened)
             run.done({**figures, "warnings": warnings})
@@ -168,19 +170,6 @@ def _check_options(options: PostprocessOptions, halves: HalfMaps) -> None:
         raise InputError("--mtf-pixel-size says nothing without --mtf; give the MTF too")
 
 
-def _placed_px(model: AtomicModel, path: Path | None, halves: HalfMaps) -> np.ndarray:
-    """Atoms (M, 3) x, y, z in pixels from the box centre, where the file has them; InputError where that is outside."""
-    box, pixel = halves.box_px, halves.pixel_size_A
-    position = (model.position_A + model.centre_A - np.array(halves.origin_A)) / pixel - box // 2
-    outside = int(np.sum(np.any(np.abs(position) > box / 2 - 1.5, axis=1)))
-    if outside:
-        raise InputError(
-            f"{path}: {outside} of {len(position)} atoms lie outside the map, which reaches from "
-            f"{tuple(round(x, 1) for x in halves.origin_A)} A over {box * pixel:.1f} A; fit it into the map first"
-        )
-    return position
-
-
 def _mtf(options: PostprocessOptions, halves: HalfMaps) -> np.ndarray:
     """MTF of each shell of the map."""
     assert options.mtf is not None
@@ -195,16 +184,14 @@ def _mtf(options: PostprocessOptions, halves: HalfMaps) -> np.ndarray:
     return np.interp(shells, frequency, value)
 
 
-def _mask(
-    options: PostprocessOptions, halves: HalfMaps, given: np.ndarray | None, placed_px: np.ndarray | None
-) -> _Mask:
+def _mask(options: PostprocessOptions, halves: HalfMaps, given: np.ndarray | None, atoms_A: np.ndarray | None) -> _Mask:
     box, pixel = halves.box_px, halves.pixel_size_A
     molecule = solvent.find_molecule(halves.first, halves.second, pixel)
     diameter = options.mask_diameter_A or halves.diameter_A or _DEFAULT_DIAMETER * box * pixel
     if given is not None:
         return _Mask(given, "given", molecule, diameter)
-    if placed_px is not None:
-        core = solvent.around_points(placed_px, box)
+    if atoms_A is not None:
+        core = solvent.around_points(atoms_A / pixel, box)
         return _Mask(_about(core, pixel), "from the model", molecule, diameter)
     if options.mask_diameter_A is None and molecule is not None:
         return _Mask(_about(molecule.core, pixel), "automatic", molecule, diameter)
@@ -408,13 +395,11 @@ def _on_sharpening(options: PostprocessOptions, figures: dict[str, Any], sharpen
     return said
 
 
-def _misplaced(model: AtomicModel | None, mean: np.ndarray, halves: HalfMaps, path: Path | None) -> list[str]:
+def _misplaced(model: AtomicModel, atoms_A: np.ndarray, mean: np.ndarray, pixel_size_A: float) -> list[str]:
     """A sentence where a model does not lie on the density."""
-    assert model is not None
-    placed = _placed_px(model, path, halves) * halves.pixel_size_A
-    made = density.gaussian_density(placed, model.amplitude, model.bfactor_A2, halves.box_px, halves.pixel_size_A)
-    seen_A = max(_SEEN_AT_A, 3 * halves.pixel_size_A)
-    made, mean = (filters.lowpass(map_, halves.pixel_size_A, seen_A) for map_ in (made, mean))
+    made = density.gaussian_density(atoms_A, model.amplitude, model.bfactor_A2, len(mean), pixel_size_A)
+    seen_A = max(_SEEN_AT_A, 3 * pixel_size_A)
+    made, mean = (filters.lowpass(map_, pixel_size_A, seen_A) for map_ in (made, mean))
     correlation = float(np.corrcoef(made.ravel(), mean.ravel())[0, 1])
     if correlation > 0.3:
         return []

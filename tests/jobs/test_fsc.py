@@ -9,7 +9,9 @@ import pytest
 from dcryo import cli
 from dcryo.data import mrc
 from dcryo.data.curves import read_curves
+from dcryo.data.model import read_model
 from dcryo.jobs.fsc import FscOptions, fsc_of_maps
+from dcryo.kernels.density import gaussian_density
 
 BOX, PIXEL = 24, 2.5
 
@@ -117,3 +119,33 @@ def test_resuming_what_is_done_changes_nothing(maps: tuple[Path, Path], tmp_path
     assert cli.main(["fsc", str(maps[0]), str(maps[0]), "--out", str(tmp_path / "out"), "--resume"]) == 2
     assert "its digest differs" in capsys.readouterr().err
     assert cli.main(["fsc", str(maps[0]), str(maps[0]), "--out", str(tmp_path / "out"), "--overwrite"]) == 0
+
+
+def write_pdb(path: Path, position_A: np.ndarray) -> Path:
+    rows = [f"ATOM  {n:5d}  CA  ALA A{n:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00 40.00           C"
+            for n, (x, y, z) in enumerate(position_A, start=1)]  # fmt: skip
+    path.write_text("\n".join([*rows, "END", ""]))
+    return path
+
+
+@pytest.mark.parametrize("origin_A", [(0.0, 0.0, 0.0), (-20.0, 5.0, 11.0)])
+def test_a_map_and_the_model_that_it_was_made_of(tmp_path: Path, origin_A: tuple[float, float, float]) -> None:
+    centre_A = BOX // 2 * PIXEL + np.array(origin_A)
+    place = np.random.Generator(np.random.Philox(key=9)).normal(0, 7, (60, 3)).round(3)
+    model = write_pdb(tmp_path / "model.pdb", place + centre_A)
+    atoms = read_model(model)
+    made = gaussian_density(place, atoms.amplitude, atoms.bfactor_A2, BOX, PIXEL)
+    mrc.write_map(tmp_path / "map.mrc", made, PIXEL, origin_A)
+    found = fsc_of_maps(FscOptions(first=tmp_path / "map.mrc", second=model, out=tmp_path / "out"))
+    np.testing.assert_allclose(found.fsc[1:], 1, atol=1e-4)
+    moved = write_pdb(tmp_path / "moved.pdb", place + centre_A + np.array([2.0, 0.0, 0.0]))
+    apart = fsc_of_maps(FscOptions(first=tmp_path / "map.mrc", second=moved, out=tmp_path / "moved"))
+    # Moved by d, a shell at k keeps the mean of the cosine over directions, sin(2 pi k d) / (2 pi k d).
+    k = np.arange(BOX // 2 + 1) / (BOX * PIXEL)
+    np.testing.assert_allclose(apart.fsc[3:], np.sinc(2 * k * 2.0)[3:], atol=0.08)
+
+
+def test_a_model_outside_the_map(maps: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    model = write_pdb(tmp_path / "model.pdb", np.array([[30.0, 30.0, 30.0], [99.0, 30.0, 30.0]]))
+    assert cli.main(["fsc", str(maps[0]), str(model), "--out", str(tmp_path / "out")]) == 2
+    assert f"{model}: 1 of 2 atoms lie outside the map" in capsys.readouterr().err

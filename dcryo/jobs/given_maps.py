@@ -1,4 +1,4 @@
-"""A pair of half maps as a command gets them: a run, or two files; checked to be such a pair."""
+"""Maps as commands get them: pairs of half maps, as a run or two files, masks, and where an atomic model lies."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dcryo.data import mrc
+from dcryo.data.model import AtomicModel
 from dcryo.data.run import Run
 from dcryo.errors import InputError
 from dcryo.kernels.fsc import shell_correlation
@@ -70,8 +71,7 @@ def load_half_maps(source: Path, second: Path | None, symmetry: str | None) -> H
     check_cubes_alike(maps)
     _check_a_pair(maps)
     pixel = maps[0].voxel_size_A
-    started = tuple(pixel * start for start in maps[0].start_px)
-    origin = maps[0].origin_A if any(maps[0].origin_A) else (started[0], started[1], started[2])
+    origin = first_voxel_A(maps[0])
     return HalfMaps(maps[0].array, maps[1].array, pixel, origin, paths, (symmetry or "C1").upper(), diameter, mask)
 
 
@@ -88,6 +88,32 @@ def load_given_mask(path: Path, half_maps: HalfMaps) -> np.ndarray:
     if not (low >= -1e-4 and high <= 1 + 1e-4 and high > 0.5):
         raise InputError(f"{path}: mask values run from {low:g} to {high:g}; expected 0 (solvent) to 1 (particle)")
     return np.clip(given.array, 0, 1)
+
+
+def first_voxel_A(given: mrc.MapFile) -> tuple[float, float, float]:
+    """Where the first voxel of a map lies (x, y, z): the header's origin or, where that is 0, its first columns."""
+    if any(given.origin_A):
+        return given.origin_A
+    x, y, z = (given.voxel_size_A * start for start in given.start_px)
+    return x, y, z
+
+
+def placed_A(
+    model: AtomicModel, path: Path, box_px: int, pixel_size_A: float, origin_A: tuple[float, float, float]
+) -> np.ndarray:
+    """Atoms (M, 3) x, y, z from the box centre of a map whose first voxel is at `origin_A`, as their file has them.
+
+    InputError where atoms lie outside the map.
+    """
+    place = model.position_A + model.centre_A - np.array(origin_A) - box_px // 2 * pixel_size_A
+    outside = int(np.sum(np.any(np.abs(place) > (box_px / 2 - 1.5) * pixel_size_A, axis=1)))
+    if outside:
+        corner = ", ".join(f"{value:.1f}" for value in origin_A)
+        raise InputError(
+            f"{path}: {outside} of {len(place)} atoms lie outside the map, which reaches from ({corner}) A over "
+            f"{box_px * pixel_size_A:.1f} A; fit the model into the map first"
+        )
+    return place
 
 
 def check_cubes_alike(maps: list[mrc.MapFile]) -> None:
