@@ -25,6 +25,8 @@ from dcryo.steps import validation
 # The mask keeps this distance from what is seen of the molecule at low resolution, and from a model's atoms.
 _EXTEND_A, _LEAST_EXTEND_PX = 6.0, 2.0
 _DEFAULT_DIAMETER = 0.85
+# Ratio of the ends of the confidence interval from which on a resolution is called uncertain.
+_UNCERTAIN = 1.3
 # Resolution at which a model is looked for in the density.
 _SEEN_AT_A = 15.0
 # Part of a half map that is exactly 0, from which on it is taken to be masked.
@@ -350,6 +352,11 @@ def _warnings(
         said.append(
             f"Past the resolution the unmasked FSC is {again:.2f} where it should be about 0: the halves have "
             "something in common that is no signal, such as particles in both, one reference, or a filter."
+        )
+    if verdict.claimed and figures["resolution_worst_A"] > _UNCERTAIN * figures["resolution_best_A"]:
+        said.append(
+            f"The resolution is uncertain: at 95 percent confidence it lies between "
+            f"{figures['resolution_worst_A']:.1f} and {figures['resolution_best_A']:.1f} A, because few voxels tell of it or the FSC hardly falls there."
         )
     if sharpened is not None:
         said += _on_sharpening(options, figures, sharpened)

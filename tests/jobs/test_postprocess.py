@@ -188,6 +188,16 @@ def test_noise_claims_nothing_and_is_not_sharpened(tmp_path: Path) -> None:
     assert "no resolution is claimed" in (out / "report.html").read_text()
 
 
+def test_a_resolution_that_few_voxels_tell_of_is_called_uncertain(case: Case, tmp_path: Path) -> None:
+    noise = 3 * noise_power(case.truth, PIXEL_A, 12.0)
+    for half, array in enumerate(noisy_halves(case.truth, noise, 2), start=1):
+        mrc.write_map(tmp_path / f"half{half}.mrc", array, PIXEL_A)
+    options = PostprocessOptions(source=tmp_path / "half1.mrc", symmetry="C4", out=tmp_path / "out")
+    found = postprocess(options, progress=quiet)
+    assert found.resolution_A is not None
+    assert any("uncertain: at 95 percent" in line for line in found.warnings)
+
+
 def test_sharpening_by_hand(case: Case, done: PostprocessResult, tmp_path: Path) -> None:
     mild = case.run(tmp_path / "mild", bfactor_A2=-100.0)
     assert mild.bfactor_A2 == -100 and mild.warnings == ()
