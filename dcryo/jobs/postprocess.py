@@ -355,8 +355,8 @@ def _warnings(
         )
     if verdict.claimed and figures["resolution_worst_A"] > _UNCERTAIN * figures["resolution_best_A"]:
         said.append(
-            f"The resolution is uncertain: at 95 percent confidence it lies between "
-            f"{figures['resolution_worst_A']:.1f} and {figures['resolution_best_A']:.1f} A, because few voxels tell of it or the FSC hardly falls there."
+            f"The resolution is uncertain: at 95 percent confidence it is between {figures['resolution_worst_A']:.1f} "
+            f"and {figures['resolution_best_A']:.1f} A, because few voxels tell of it or the FSC hardly falls there."
         )
     if sharpened is not None:
         said += _on_sharpening(options, figures, sharpened)
