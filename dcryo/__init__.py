@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from dcryo.jobs.demo import DemoOptions, demo
     from dcryo.jobs.exchange import ExportOptions, ImportOptions, export_particles, import_particles
     from dcryo.jobs.extract import ExtractOptions, extract
+    from dcryo.jobs.fsc import FscOptions, fsc_of_maps
     from dcryo.jobs.motion import MotionOptions, motion
     from dcryo.jobs.pick import PickOptions, pick
-    from dcryo.jobs.postprocess import FscOptions, fsc_of_maps
+    from dcryo.jobs.postprocess import PostprocessOptions, postprocess
     from dcryo.jobs.reconstruct import ReconstructOptions, reconstruct
     from dcryo.jobs.refine import RefineOptions, refine
     from dcryo.jobs.select import SelectOptions, select_particles
@@ -32,6 +33,10 @@ __all__ = [
     "RefineOptions", "SelectOptions", "SimulateOptions", "abinitio", "align", "class2d", "ctf", "demo",
     "export_particles", "extract", "fsc_of_maps", "import_particles", "motion", "open", "pick", "reconstruct",
     "refine", "select_particles", "simulate", "write_report",
+    "Class2dOptions", "CtfOptions", "DemoOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions",
+    "MotionOptions", "PickOptions", "PostprocessOptions", "ReconstructOptions", "RefineOptions", "SelectOptions",
+    "SimulateOptions", "class2d", "ctf", "demo", "export_particles", "extract", "fsc_of_maps", "import_particles",
+    "motion", "open", "pick", "postprocess", "reconstruct", "refine", "select_particles", "simulate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -56,8 +61,10 @@ _HOMES = {
     "motion": ("dcryo.jobs.motion", "motion"),
     "PickOptions": ("dcryo.jobs.pick", "PickOptions"),
     "pick": ("dcryo.jobs.pick", "pick"),
-    "FscOptions": ("dcryo.jobs.postprocess", "FscOptions"),
-    "fsc_of_maps": ("dcryo.jobs.postprocess", "fsc_of_maps"),
+    "FscOptions": ("dcryo.jobs.fsc", "FscOptions"),
+    "fsc_of_maps": ("dcryo.jobs.fsc", "fsc_of_maps"),
+    "PostprocessOptions": ("dcryo.jobs.postprocess", "PostprocessOptions"),
+    "postprocess": ("dcryo.jobs.postprocess", "postprocess"),
     "ReconstructOptions": ("dcryo.jobs.reconstruct", "ReconstructOptions"),
     "reconstruct": ("dcryo.jobs.reconstruct", "reconstruct"),
     "RefineOptions": ("dcryo.jobs.refine", "RefineOptions"),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
     from pydantic.fields import FieldInfo
 
-UNITS = ("e_A2", "A", "A2", "px", "deg", "mm", "kV", "mrad", "gb", "s")
+UNITS = ("e_A2", "A", "A2", "px", "deg", "mm", "kV", "kDa", "mrad", "gb", "s")
 """Units that end an option's name in Python; on the command line they stand for its value instead."""
 
 STATUS_INTERVAL_S = 30.0
@@ -68,8 +68,9 @@ COMMANDS = (
     Entry("abinitio", "jobs.abinitio", "AbinitioOptions", "abinitio", "Make first models from the particles alone."),
     Entry("refine", "jobs.refine", "RefineOptions", "refine", "Refine a map and poses, gold standard."),
     Entry("reconstruct", "jobs.reconstruct", "ReconstructOptions", "reconstruct", "Maps from given poses."),
-    Entry("fsc", "jobs.postprocess", "FscOptions", "fsc_of_maps", "Fourier shell correlation of two maps."),
     Entry("align", "jobs.align", "AlignOptions", "align", "Bring a map onto another: rotation, shift, hand."),
+    Entry("postprocess", "jobs.postprocess", "PostprocessOptions", "postprocess", "Mask, FSC and sharpening."),
+    Entry("fsc", "jobs.fsc", "FscOptions", "fsc_of_maps", "Fourier shell correlation of two maps."),
     Entry("report", "report", "ReportOptions", "report", "Write the report page of a run."),
 )
 

@@ -136,6 +136,91 @@ def fsc(
 
 
 @matplotlib.rc_context(STYLE)
+def half_map_fsc(
+    frequency_1_A: np.ndarray,
+    curves: Mapping[str, np.ndarray],
+    counts: str,
+    band: tuple[np.ndarray, np.ndarray],
+    half_bit: np.ndarray,
+    resolution_A: float | None,
+) -> str:
+    """The correlations of two half maps, as they are, under masks and with random phases, against resolution.
+
+    curves: legend -> (S,), the one that counts by its legend `counts`, with its confidence band (low, high); half_bit:
+    threshold, (S,); resolution_A: where it falls to 0.143, or ends, if it may be said.
+    """
+    figure, axes = _figure(HALF_IN, 4.3)
+    styles = {
+        "corrected": (BLUE, "-", 2.0), "filtered, then masked": (INK, "-", 2.2), "masked": (SKY, "-", 1.5),
+        "in a sphere": (GREEN, "-.", 1.3), "unmasked": (GREEN, "-", 1.3),
+        "random phases, masked": (VERMILION, "--", 1.5), "molecule alone": (ORANGE, ":", 1.8),
+    }  # fmt: skip
+    for threshold in (0.143, 0.5):
+        axes.axhline(threshold, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.text(0.99, threshold + 0.015, f"{threshold:g}", transform=axes.get_yaxis_transform(), color=FAINT,
+                  fontsize=9, ha="right")  # fmt: skip
+    axes.axhline(0, color="#9aa5b1", linewidth=0.8)
+    axes.fill_between(frequency_1_A, *band, color=styles[counts][0], alpha=0.16, linewidth=0)
+    axes.plot(frequency_1_A, half_bit, color=FAINT, linewidth=1.0, linestyle=":", label="half bit")
+    for name, values in curves.items():
+        colour, line, width = styles[name]
+        axes.plot(frequency_1_A, values, line, color=colour, linewidth=width, label=name,
+                  zorder=3 if name == counts else 2.5)  # fmt: skip
+    if resolution_A is not None:
+        colour = styles[counts][0]
+        place = 1 / resolution_A, float(np.interp(1 / resolution_A, frequency_1_A, curves[counts]))
+        axes.plot(*place, "o", color=colour, markersize=5, zorder=4, clip_on=False)
+        right = 1 / resolution_A > 0.8 * frequency_1_A[-1]
+        axes.annotate(f"{resolution_A:.2f} Å", place, xytext=(-7 if right else 6, 8),
+                      textcoords="offset points", color=colour, fontweight="bold", zorder=4,
+                      ha="right" if right else "left")  # fmt: skip
+    axes.set_ylim(-0.12, 1.04)
+    axes.set_ylabel("Fourier shell correlation")
+    resolution_axis(axes, float(frequency_1_A[-1]))
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, handlelength=2.2, columnspacing=1.4)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def guinier(
+    frequency_1_A: np.ndarray,
+    curves: Mapping[str, np.ndarray],
+    slope_A2: float | None,
+    fitted_A: tuple[float | None, float | None],
+    resolution_A: float | None,
+) -> str:
+    """Logarithms of amplitudes against 1/d^2: original, weighted and sharpened (S,) and the line of the fit.
+
+    curves: also "intercept", that of the line with a slope, fitted between two resolutions.
+    """
+    figure, axes = _figure(HALF_IN, 4.3)
+    squares = frequency_1_A**2
+    end = squares[-1] if resolution_A is None else min(squares[-1], 1.25 / resolution_A**2)
+    for name, (colour, line, width) in {
+        "original": (FAINT, "-", 1.5), "weighted": (BLUE, "-", 2.0), "sharpened": (GREEN, "-", 1.5),
+    }.items():  # fmt: skip
+        values = np.where(np.isfinite(curves[name]), curves[name], np.nan)
+        shown = (squares <= (end if name == "original" or resolution_A is None else 1.001 / resolution_A**2)) & (
+            frequency_1_A > 0
+        )
+        axes.plot(squares[shown], values[shown], line, color=colour, linewidth=width, label=name)
+    low, high = fitted_A
+    if slope_A2 is not None and low and high:
+        ends = np.array([1 / low**2, 1 / high**2])
+        axes.plot(ends, curves["intercept"][0] + slope_A2 * ends, "--", color=VERMILION, linewidth=2, label="fit")
+    axes.set_xlim(0, end)
+    ticks: list[float] = []
+    for tick in TICKS_A:
+        if 1 / tick**2 <= end and 1 / tick**2 - (ticks[-1] if ticks else 0.0) >= 0.085 * end:
+            ticks.append(1 / tick**2)
+    axes.set_xticks(ticks, [f"{tick**-0.5:.3g}" for tick in ticks])
+    axes.set_xlabel("resolution d (Å), on a scale of 1/d²")
+    axes.set_ylabel("ln(mean amplitude)")
+    _legend(axes, 4)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
 def spectra(frequency_1_A: np.ndarray, curves: Mapping[str, np.ndarray]) -> str:
     """Power spectra (legend -> (S,), same scale) against resolution, on a logarithmic scale."""
     figure, axes = _figure(HALF_IN, 3.9)

@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from dcryo import figures, report_micrographs, report_models
+from dcryo import figures, report_micrographs, report_models, report_postprocess
 from dcryo.data import mrc, star
 from dcryo.data.atomic import replacing
 from dcryo.data.classes import CLASSES, TABLE, read_class_table
@@ -39,6 +39,7 @@ TITLES = {
     "import": "Import of particles",
     "extract": "Extracted particles",
     "demo": "Demonstration",
+    "postprocess": "Post-processing of half maps",
     "fsc": "Fourier shell correlation of two maps",
     "align": "One map brought onto another",
     "abinitio": "First models",
@@ -48,7 +49,19 @@ TITLES = {
     "ctf": "CTF estimation",
     "pick": "Particle picking",
 }
-UNITS = {"e_A2": "e/Å²", "A": "Å", "A2": "Å²", "deg": "°", "px": "px", "s": "s", "kV": "kV", "mm": "mm", "mrad": "mrad"}
+UNITS = {
+    "e_A2": "e/Å²",
+    "A": "Å",
+    "A2": "Å²",
+    "deg": "°",
+    "px": "px",
+    "s": "s",
+    "kV": "kV",
+    "kDa": "kDa",
+    "A3": "Å³",
+    "mm": "mm",
+    "mrad": "mrad",
+}
 
 TIMES = (("started", "started_utc"), ("finished", "finished_utc"))
 
@@ -266,7 +279,7 @@ def _map(source: Source) -> Section | None:
 
 def _fourier_shell_correlation(source: Source) -> Section | None:
     halves, truth = source.curves("fsc.csv"), source.curves("fsc_truth.csv")
-    if not halves and not truth:
+    if (not halves and not truth) or source.record["job"] == "postprocess":
         return None
     frequency = (halves or truth)["frequency_1_A"]
     curves: dict[str, np.ndarray] = {}
@@ -280,6 +293,29 @@ def _fourier_shell_correlation(source: Source) -> Section | None:
                 marks.append((legend, threshold, 1 / (crossing(table[name], threshold) * frequency[1])))
     words = f"{GOLD_STANDARD:g} is the threshold for two half maps, {HALF:g} for a map against a known truth."
     return Section("Fourier shell correlation", figures.fsc(frequency, curves, (GOLD_STANDARD, HALF), marks), words)
+
+
+def _of_half_maps(
+    title: str, make: Callable[[Path, Mapping[str, Any]], tuple[str, str] | None], wide: bool
+) -> Callable:
+    def section(source: Source) -> Section | None:
+        made = make(source.path, source.record) if source.record["job"] == "postprocess" else None
+        return None if made is None else Section(title, *made, wide=wide)
+
+    section.__name__ = title
+    return section
+
+
+def _what_is_wrong(source: Source) -> Section | None:
+    lines = report_postprocess.wrong(source.record) if source.record["job"] == "postprocess" else []
+    if not lines:
+        return None
+    return Section("What is wrong", table=[["with the half maps, the mask or the sharpening"], *lines], wide=True)
+
+
+def _for_the_deposition(source: Source) -> Section | None:
+    rows = report_postprocess.deposition(source.record) if source.record["job"] == "postprocess" else ()
+    return Section("For the deposition", table=rows) if rows else None
 
 
 def _noise_and_signal(source: Source) -> Section | None:
@@ -478,7 +514,12 @@ def _quarantined(source: Source) -> Section | None:
 
 
 SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
-    _map, _models, _starts, _classes, _left_out, _fourier_shell_correlation, _noise_and_signal, _convergence,
+    _what_is_wrong,
+    _of_half_maps("Fourier shell correlation", report_postprocess.fourier_shell_correlation, False),
+    _of_half_maps("Guinier plot", report_postprocess.guinier, False),
+    _of_half_maps("Sharpened map", report_postprocess.sharpened_map, True),
+    _map, _models, _starts, _for_the_deposition, _classes, _left_out, _fourier_shell_correlation, _noise_and_signal,
+    _convergence,
     _class_convergence,
     *(_of_items(title, make) for title, make in report_micrographs.SECTIONS.items()),
     _images, _orientations, _shifts, _defocus, _certainty_of_poses, _precision_and_recall, _iterations, _quarantined,

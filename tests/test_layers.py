@@ -23,10 +23,12 @@ FLOORS = {
     "surface": {"kernels", "data", "steps", "cluster", "graph", "jobs", "surface"},
     "free": set(),
 }
-SURFACE = {"cli", "report", "report_micrographs", "figures", "__main__", "__init__"}
+SURFACE = {"cli", "report", "report_micrographs", "report_postprocess", "figures", "__main__", "__init__"}
 
 # Jobs know one another only through what they share; `demo` is the one that chains them.
-SHARED_BY_JOBS = {f"dcryo.jobs.{name}" for name in ("dataset", "em", "memory", "micrographs", "options", "outputs")}
+SHARED_BY_JOBS = {
+    f"dcryo.jobs.{name}" for name in ("dataset", "em", "given_maps", "memory", "micrographs", "options", "outputs")
+}
 CHAINING_JOBS = {"dcryo.jobs.demo"}
 # A job that is too long for one module has parts, which its own module alone imports: `simulate` and `simulate_movies`.
 

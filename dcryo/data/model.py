@@ -22,6 +22,7 @@ class AtomicModel:
     amplitude: NDArray[np.float64]  # (M, 5)
     bfactor_A2: NDArray[np.float64]  # (M, 5)
     centre_A: NDArray[np.float64]  # (3,) where the file has the centre of mass
+    mass_kDa: float  # of the atoms that the file has
 
     @property
     def radius_A(self) -> float:
@@ -62,6 +63,7 @@ def read_model(path: str | Path, assembly: str | None = None) -> AtomicModel:
         amplitude=occupancy * np.array([factors[atom.element.name].a for atom in atoms]),
         bfactor_A2=own_bfactor + np.array([factors[atom.element.name].b for atom in atoms]),
         centre_A=centre,
+        mass_kDa=float(mass.sum()) / 1000,
     )
 
 
