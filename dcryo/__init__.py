@@ -29,14 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AbinitioOptions", "AlignOptions", "Class2dOptions", "CtfOptions", "DemoOptions", "ExportOptions",
-    "ExtractOptions", "FscOptions", "ImportOptions", "MotionOptions", "PickOptions", "ReconstructOptions",
-    "RefineOptions", "SelectOptions", "SimulateOptions", "abinitio", "align", "class2d", "ctf", "demo",
-    "export_particles", "extract", "fsc_of_maps", "import_particles", "motion", "open", "pick", "reconstruct",
-    "refine", "select_particles", "simulate", "write_report",
-    "Class2dOptions", "CtfOptions", "DemoOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions",
-    "MotionOptions", "PickOptions", "PostprocessOptions", "ReconstructOptions", "RefineOptions", "SelectOptions",
-    "SimulateOptions", "class2d", "ctf", "demo", "export_particles", "extract", "fsc_of_maps", "import_particles",
-    "motion", "open", "pick", "postprocess", "reconstruct", "refine", "select_particles", "simulate", "write_report",
+    "ExtractOptions", "FscOptions", "ImportOptions", "MotionOptions", "PickOptions", "PostprocessOptions",
+    "ReconstructOptions", "RefineOptions", "SelectOptions", "SimulateOptions", "abinitio", "align", "class2d", "ctf",
+    "demo", "export_particles", "extract", "fsc_of_maps", "import_particles", "motion", "open", "pick", "postprocess",
+    "reconstruct", "refine", "select_particles", "simulate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {

@@ -23,7 +23,16 @@ FLOORS = {
     "surface": {"kernels", "data", "steps", "cluster", "graph", "jobs", "surface"},
     "free": set(),
 }
-SURFACE = {"cli", "report", "report_micrographs", "report_postprocess", "figures", "__main__", "__init__"}
+SURFACE = {
+    "cli",
+    "report",
+    "report_micrographs",
+    "report_models",
+    "report_postprocess",
+    "figures",
+    "__main__",
+    "__init__",
+}
 
 # Jobs know one another only through what they share; `demo` is the one that chains them.
 SHARED_BY_JOBS = {
