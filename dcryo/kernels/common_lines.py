@@ -67,7 +67,7 @@ def correlations(of: np.ndarray, box_px: int, reach_px: float, step_px: float) -
     unit = of / np.where(norm > 0, norm, 1)
     steps = int(np.floor(reach_px / step_px + 1e-6))
     shifted = [
-        _parts(unit[:, :LINES] * _phases(np.float64(step), radii, box_px))
+        _parts(unit[:, :LINES] * _phases(np.asarray(step), radii, box_px))
         for step in step_px * np.arange(-steps, steps + 1)
     ]
     out = np.empty((count, count, LINES, circle), dtype=np.int16)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dcryo.euler import matrix_from_rotvec
-from dcryo.kernels import common_lines, fft, fsc, masks, posterior, sampling, slices, solve
+from dcryo.kernels import common_lines, fft, masks, posterior, sampling, slices, solve
 from dcryo.kernels.rotations import random_rotations
 from dcryo.kernels.shells import HalfPlane, half_plane, pack, shell_at
 from dcryo.steps import maximisation
@@ -149,6 +149,7 @@ def match(
     coarse = min(shell, matched_shell(_MATCHING_ORDER, diameter_A, box, pixel_size_A))
     first = min(shell, matched_shell(_FIRST_ORDER, diameter_A, box, pixel_size_A))
     trust = weights
+    reach = _OFF_CENTRE * diameter_A / pixel_size_A
     for number in range(_ROUNDS):
         volume, halves = _maps(views._replace(weights=trust), rotation, origin_px, mask)
         level = first + (coarse - first) * number // (_ROUNDS - 1)
