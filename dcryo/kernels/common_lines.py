@@ -21,7 +21,7 @@ from dcryo.kernels.rotations import random_rotations
 LINES = 36
 _STEP = np.pi / LINES
 _ROBUST_ROUNDS = 5
-# Correlations are kept as int16.
+# Likeness is kept as int16.
 _UNIT = 1 / 32767
 
 
@@ -56,8 +56,12 @@ def _phases(along_px: np.ndarray, radii: int, box_px: int) -> np.ndarray:
     return np.exp(-2j * np.pi / box_px * np.multiply.outer(along_px, np.arange(1, radii + 1)))
 
 
-def correlations(of: np.ndarray, box_px: int, reach_px: float, step_px: float) -> np.ndarray:
-    """Correlation of every line of every image with every line of the others, at the best shift up to `reach_px`.
+def likeness(of: np.ndarray, box_px: int, reach_px: float, step_px: float) -> np.ndarray:
+    """How alike every line of every image is to every line of the others: the cube of their correlation at the best
+    shift up to `reach_px`, 0 where that is negative.
+
+    The cube, because lines that are not common correlate as well, by half and more, and many of these would outweigh a
+    few that fit.
 
     of: (K, 2 LINES, R) complex64. Returns (K, K, LINES, 2 LINES) int16, in units of 1 / 32767: [i, j, b, a] is of line
     a of image i with line b of image j; line b + LINES of j with a is line b with a + LINES.
@@ -67,15 +71,16 @@ def correlations(of: np.ndarray, box_px: int, reach_px: float, step_px: float) -
     unit = of / np.where(norm > 0, norm, 1)
     steps = int(np.floor(reach_px / step_px + 1e-6))
     shifted = [
-        _parts(unit[:, :LINES] * _phases(np.asarray(step), radii, box_px))
+        _parts(unit[:, :LINES] * _phases(np.asarray(step), radii, box_px)).reshape(-1, 2 * radii)
         for step in step_px * np.arange(-steps, steps + 1)
     ]
     out = np.empty((count, count, LINES, circle), dtype=np.int16)
     for i, own in enumerate(_parts(unit)):
-        best = shifted[0].reshape(-1, 2 * radii) @ own.T
+        best = shifted[0] @ own.T
         for other in shifted[1:]:
-            np.maximum(best, other.reshape(-1, 2 * radii) @ own.T, out=best)
-        best /= _UNIT
+            np.maximum(best, other @ own.T, out=best)
+        np.clip(best, 0, 1, out=best)
+        best = best * best * best * np.float32(1 / _UNIT)
         out[i] = np.rint(best, out=best).reshape(count, LINES, circle)
     return out
 
@@ -97,9 +102,9 @@ def common_line_angles(rotations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def agreement(table: np.ndarray, rotations: np.ndarray) -> np.ndarray:
-    """Correlation of the common line of each pair of images, (K, K) float64, 0 on the diagonal.
+    """Likeness of the common line of each pair of images, (K, K) float64, 0 on the diagonal.
 
-    table: from `correlations`; rotations: (K, 3, 3).
+    table: from `likeness`; rotations: (K, 3, 3).
     """
     own, other = (np.floor(angle / _STEP + 0.5).astype(int) for angle in common_line_angles(rotations))
     turn = (other % (2 * LINES)) // LINES
@@ -113,9 +118,9 @@ def ascend(
     table: np.ndarray, weights: np.ndarray, start: np.ndarray, order: int, sweeps: int, random: np.random.Generator
 ) -> np.ndarray:
     """Orientations (K, 3, 3) from others: in each sweep, image after image takes the orientation in which its lines
-    with all the others correlate best.
+    with all the others are most alike.
 
-    table: from `correlations`; weights: (K,) of the images, 0 for those that have no orientation yet; they get one and
+    table: from `likeness`; weights: (K,) of the images, 0 for those that have no orientation yet; they get one and
     do not decide that of others. order: of the grid of directions, which is turned at random in each sweep; turns in
     the plane are LINES apart.
     """

@@ -17,8 +17,8 @@ from dcryo.steps.search import NO_SYMMETRY
 
 # Grid of directions that common lines are first tried on, and a finer one for when they are nearly right.
 _FIRST_ORDER, _SECOND_ORDER = 2, 3
-# Random starts, of so many averages at most, and sweeps over them.
-_STARTS, _IN_A_START, _SWEEPS = 8, 40, 12
+# Random starts, of so many averages at most; how many go on after every few sweeps; the last is the one.
+_STARTS, _IN_A_START, _SWEEPS = (24, 8, 3), 40, 4
 _SWEEPS_OF_ALL = 3
 # Centres of averages may be off by this part of the diameter.
 _OFF_CENTRE = 0.06
@@ -89,30 +89,46 @@ def orient(
     """Rotations (K, 3, 3) and origins (K, 2) px from common lines alone."""
     box, diameter_px = averages.shape[-1], diameter_A / pixel_size_A
     first = min(shell, matched_shell(_FIRST_ORDER, diameter_A, box, pixel_size_A))
-    reach, step = 2 * _OFF_CENTRE * diameter_px, box / (6 * first)
+    step = box / (6 * first)
     lines = common_lines.lines(averages, first, diameter_px)
-    table = common_lines.correlations(lines, box, reach, step)
-    rotations = _best_start(table, weights, random)
-    trust = weights * _trust(table, rotations, weights)
-    origins = common_lines.centres(lines, rotations, trust, box, reach, step / 2)
-    table = common_lines.correlations(common_lines.moved(lines, origins, box), box, step, step)
+    origins = mass_origins(averages, diameter_px)
     for order in (_FIRST_ORDER, _SECOND_ORDER):
+        centred = common_lines.moved(lines, origins, box)
+        table = common_lines.likeness(centred, box, step, step)
+        if order == _FIRST_ORDER:
+            rotations = _best_start(table, weights, random)
+        trust = weights * _trust(table, rotations, weights)
         rotations = common_lines.ascend(table, trust, rotations, order, _SWEEPS_OF_ALL, random)
         trust = weights * _trust(table, rotations, weights)
-    return rotations, common_lines.centres(lines, rotations, trust, box, reach, step / 2)
+        left = common_lines.centres(centred, rotations, trust, box, _OFF_CENTRE * diameter_px, step / 4)
+        origins = origins + left
+    return rotations, origins
+
+
+def mass_origins(averages: np.ndarray, diameter_px: float) -> np.ndarray:
+    """Origins (K, 2) px that bring centres of mass to the box centre.
+
+    The centre of mass of a projection is the projection of that of the volume. Common lines that
+    are compared at any shift say much less: with this most starts that failed find their way.
+    """
+    box = averages.shape[-1]
+    place = np.arange(box) - box // 2
+    mass = np.clip(averages, 0, None) * masks.circle(box, diameter_px, 0.1 * diameter_px)
+    total = np.maximum(mass.sum(axis=(1, 2)), 1e-30)
+    return -np.stack([mass.sum(axis=1) @ place, mass.sum(axis=2) @ place], axis=1) / total[:, None]
 
 
 def _best_start(table: np.ndarray, weights: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Of several random starts of the averages that weigh most the one whose lines agree best; then of all averages."""
     some = np.sort(np.argsort(-weights, kind="stable")[:_IN_A_START])
-    of_some = np.ascontiguousarray(table[np.ix_(some, some)])
-    best, rotations = -np.inf, random_rotations(len(weights), random)
-    for _ in range(_STARTS):
-        start = random_rotations(len(some), random)
-        found = common_lines.ascend(of_some, weights[some], start, _FIRST_ORDER, _SWEEPS, random)
-        agreed = np.average(_agreed(of_some, found, weights[some]), weights=weights[some])
-        if agreed > best:
-            best, rotations[some] = agreed, found
+    of_some, weights_of_some = np.ascontiguousarray(table[np.ix_(some, some)]), weights[some]
+    starts = [random_rotations(len(some), random) for _ in range(_STARTS[0])]
+    for kept in (*_STARTS[1:], 1):
+        found = [common_lines.ascend(of_some, weights_of_some, s, _FIRST_ORDER, _SWEEPS, random) for s in starts]
+        agreed = [np.average(_agreed(of_some, each, weights_of_some), weights=weights_of_some) for each in found]
+        starts = [found[n] for n in np.argsort(-np.array(agreed), kind="stable")[:kept]]
+    rotations = random_rotations(len(weights), random)
+    rotations[some] = starts[0]
     known = np.zeros(len(weights))
     known[some] = weights[some]
     rotations = common_lines.ascend(table, known, rotations, _FIRST_ORDER, 1, random)
@@ -120,7 +136,7 @@ def _best_start(table: np.ndarray, weights: np.ndarray, random: np.random.Genera
 
 
 def _agreed(table: np.ndarray, rotations: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean correlation of each average's lines with those of the others, (K,)."""
+    """Mean likeness of each average's common lines with the others, (K,)."""
     return common_lines.agreement(table, rotations) @ weights / (weights.sum() - weights)
 
 
@@ -153,9 +169,7 @@ def match(
     for number in range(_ROUNDS):
         volume, halves = _maps(views._replace(weights=trust), rotation, origin_px, mask)
         level = first + (coarse - first) * number // (_ROUNDS - 1)
-        rotation, origin_px = _searched(
-            views, volume, origin_px, level, _OFF_CENTRE * diameter_A / pixel_size_A, random
-        )
+        rotation, origin_px = _searched(views, volume, origin_px, level, reach, random)
         rotation, origin_px = _climbed(views, volume, rotation, origin_px, coarse)
         trust = weights * _cross_correlation(views, halves, rotation, origin_px, first)
     volume, halves = _maps(views._replace(weights=trust), rotation, origin_px, mask)
