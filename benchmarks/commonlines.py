@@ -42,7 +42,7 @@ SETS = {
     "c4": ("TRPV1, C4", "{models}/3j5p.pdb", 3.0, 160, 130, operators("C4")),
     "d2": ("beta-galactosidase, D2", "{models}/5a1a.pdb", 3.54, 190, 190, operators("D2")),
     "d7": ("phantom, D7", "phantom --diameter 140 --symmetry D7", 3.5, 125, 150, operators("D7")),
-    "o": ("apoferritin, O", "{models}/7a4m.cif --assembly 1", 3.5, 145, 150, operators("O")),
+    "o": ("apoferritin, O", "{models}/7a4m.cif --assembly 1", 3.5, 145, 140, operators("O")),
 }
 
 
