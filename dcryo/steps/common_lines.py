@@ -44,7 +44,7 @@ class Model(NamedTuple):
 
 
 class _Views(NamedTuple):
-    """Averages as packed transforms (K, P), each shell of the mean power 1, on the pixels; and their weights (K,)."""
+    """Averages as packed transforms (K, P) on the pixels, and their weights (K,)."""
 
     transforms: np.ndarray
     weights: np.ndarray
@@ -63,10 +63,11 @@ def common_lines_model(
     """A model of the molecule that averages (K, D, D) show.
 
     weights: (K,), such as the numbers of particles; shell: resolution to which averages are good. ValueError for fewer
-    than four averages. The best of several calls with other random numbers is that of the greatest consistency.
+    than four averages of a weight above 0. The best of several calls with other random numbers is that of the greatest
+    consistency.
     """
-    if len(averages) < 4:
-        raise ValueError(f"common lines need at least four averages, got {len(averages)}")
+    if np.count_nonzero(weights) < 4:
+        raise ValueError(f"common lines need at least four averages that weigh, got {np.count_nonzero(weights)}")
     weights = weights / np.mean(weights)
     rotation, origin = orient(averages, weights, pixel_size_A, diameter_A, shell, random)
     return match(averages, weights, rotation, origin, pixel_size_A, diameter_A, shell, random)
@@ -108,8 +109,8 @@ def orient(
 def mass_origins(averages: np.ndarray, diameter_px: float) -> np.ndarray:
     """Origins (K, 2) px that bring centres of mass to the box centre.
 
-    The centre of mass of a projection is the projection of that of the volume. Common lines that
-    are compared at any shift say much less: with this most starts that failed find their way.
+    The centre of mass of a projection is the projection of that of the volume. Lines that have to be compared at any
+    shift say much less (docs/decisions/014).
     """
     box = averages.shape[-1]
     place = np.arange(box) - box // 2
