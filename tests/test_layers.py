@@ -39,7 +39,7 @@ SHARED_BY_JOBS = {
     f"dcryo.jobs.{name}" for name in ("dataset", "em", "given_maps", "memory", "micrographs", "options", "outputs")
 }
 CHAINING_JOBS = {"dcryo.jobs.demo"}
-# A job that is too long for one module has parts, which its own module alone imports: `simulate` and `simulate_movies`.
+# A job that is too long for one module has parts, which it and they alone import: `simulate` and `simulate_movies`.
 
 # library -> the only modules or floors that may import it
 RESERVED = {
@@ -91,6 +91,12 @@ def matches(name: str, origin: str) -> bool:
     return name == origin or name.startswith(origin + ".")
 
 
+def job_of(module: str) -> str:
+    """The job that a module of the floor is a part of: of the names that begin its own, the longest; or itself."""
+    wholes = [name for name in modules() if module.startswith(f"{name}_")]
+    return max(wholes, key=len, default=module)
+
+
 def breaches(module: str) -> list[str]:
     """What a module imports or calls that its floor may not, in words."""
     floor, found = floor_of(module), []
@@ -104,7 +110,8 @@ def breaches(module: str) -> list[str]:
             if not free and target not in FLOORS[floor] and not (floor == "jobs" and target == "jobs"):
                 found.append(f"{at}: {floor} may import {', '.join(sorted(FLOORS[floor])) or 'nothing'} of dcryo")
             between_jobs = floor == "jobs" and target == "jobs" and module not in CHAINING_JOBS
-            own_part = name.startswith(f"{module}_")
+            # The parts of a job, too, are one another's; the job itself is above them.
+            own_part = name.startswith(f"{job_of(module)}_")
             if between_jobs and not own_part and not any(matches(name, shared) for shared in SHARED_BY_JOBS):
                 found.append(f"{at}: jobs share only {', '.join(sorted(SHARED_BY_JOBS))}")
         top = name.split(".")[0]
