@@ -6,8 +6,8 @@
     python benchmarks/abinitio.py report FOLDER --output docs/benchmarks-abinitio.md
 
 2,000 particles of each of six molecules (compact, elongated, hollow; C1, C4, D2, D7, O), SNR 0.1, box 64; 1,200 of
-5A1A with 800 of 3J5P for two classes; and real particles of beta-galactosidase where FOLDER/beta-galactosidase.zarr holds
-them. Every run is one start (`--starts 1`): what the program compares by default are three. Each run leaves
+5A1A with 800 of 3J5P for two classes; and real particles of beta-galactosidase where there is FOLDER/beta-galactosidase.zarr.
+Every run is one start (`--starts 1`): what the program compares by default are three. Each run leaves
 FOLDER/results/NAME.SEED.json and is not repeated.
 """
 
@@ -226,10 +226,10 @@ def report(folder: Path) -> str:
     where = measured.described(measured.load(path)["machine"] for path in sorted(results.glob("*.json")))
     text = f"# First models\n\nWritten by `benchmarks/abinitio.py` on {where}.\n\n"
     text += (
-        "Each run is one start from random orientations, another seed each, told nothing but the diameter and the "
-        "name of the point group, and brought onto the truth in either hand. `axes`: how well the model made without "
-        "symmetry obeys its group once the axes are found (1: perfect, 0: chance). `relion` is `relion_refine --denovo_3dref` on "
-        f"the particles of {RELION_SET}.\n\n"
+        "Each run is one start from random orientations, another seed each, told nothing but the diameter and the name "
+        "of the point group, and brought onto the truth in either hand. `axes`: how well the model made without "
+        "symmetry obeys its group once the axes are found (1: perfect, 0: chance). `relion` is `relion_refine "
+        f"--denovo_3dref` on the particles of {RELION_SET}.\n\n"
     )
     text += table(heading, rows)
     mixed = of(MIXED[0])
