@@ -6,7 +6,7 @@
     python benchmarks/abinitio.py report FOLDER --output docs/benchmarks-abinitio.md
 
 2,000 particles of each of six molecules (compact, elongated, hollow; C1, C4, D2, D7, O), SNR 0.1, box 64; 1,200 of
-5A1A with 800 of 3J5P for two classes; and real particles of beta-galactosidase where there is FOLDER/beta-galactosidase.zarr.
+5A1A with 800 of 3J5P for two classes; and the real beta-galactosidase, where FOLDER/beta-galactosidase.zarr is there.
 Every run is one start (`--starts 1`): what the program compares by default are three. Each run leaves
 FOLDER/results/NAME.SEED.json and is not repeated.
 """
