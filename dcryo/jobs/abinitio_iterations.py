@@ -41,6 +41,8 @@ _SEEN_DIAMETER = 1.2
 _SCORES_BYTES = 8 << 20
 _SHARDS, _SMALLEST_SHARD, _LARGEST_SHARD = 8, 64, 2048
 _LEAST_NOISE = 1e-3
+# Iterations of a descent are short: of so many one leaves a line.
+_TOLD_EVERY = 10
 
 
 class Agreement(NamedTuple):
@@ -370,7 +372,8 @@ def iterate(
     evidence = ", ".join(f"{value:.1f}" for value in figures["log_evidence"])
     progress(
         f"iteration {number}: {figures['images']} images, compared to {figures['compared_to_A']:.1f} A, log-evidence "
-        f"{evidence}, {figures['seconds']:.1f} s"
+        f"{evidence}, {figures['seconds']:.1f} s",
+        end="\r" if plan.name == "descent" and number % _TOLD_EVERY else "\n",
     )
     return state, learned
 
