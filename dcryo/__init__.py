@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dcryo.jobs.demo import DemoOptions, demo
     from dcryo.jobs.exchange import ExportOptions, ImportOptions, export_particles, import_particles
     from dcryo.jobs.extract import ExtractOptions, extract
+    from dcryo.jobs.localres import LocalResolutionOptions, localres
     from dcryo.jobs.motion import MotionOptions, motion
     from dcryo.jobs.pick import PickOptions, pick
     from dcryo.jobs.postprocess import FscOptions, fsc_of_maps
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Class2dOptions", "CtfOptions", "DemoOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions",
-    "MotionOptions", "PickOptions", "ReconstructOptions", "RefineOptions", "SelectOptions", "SimulateOptions",
-    "class2d", "ctf", "demo", "export_particles", "extract", "fsc_of_maps", "import_particles", "motion", "open",
-    "pick", "reconstruct", "refine", "select_particles", "simulate", "write_report",
+    "LocalResolutionOptions", "MotionOptions", "PickOptions", "ReconstructOptions", "RefineOptions", "SelectOptions",
+    "SimulateOptions", "class2d", "ctf", "demo", "export_particles", "extract", "fsc_of_maps", "import_particles",
+    "localres", "motion", "open", "pick", "reconstruct", "refine", "select_particles", "simulate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -45,6 +46,8 @@ _HOMES = {
     "import_particles": ("dcryo.jobs.exchange", "import_particles"),
     "ExtractOptions": ("dcryo.jobs.extract", "ExtractOptions"),
     "extract": ("dcryo.jobs.extract", "extract"),
+    "LocalResolutionOptions": ("dcryo.jobs.localres", "LocalResolutionOptions"),
+    "localres": ("dcryo.jobs.localres", "localres"),
     "MotionOptions": ("dcryo.jobs.motion", "MotionOptions"),
     "motion": ("dcryo.jobs.motion", "motion"),
     "PickOptions": ("dcryo.jobs.pick", "PickOptions"),

@@ -68,6 +68,7 @@ COMMANDS = (
     Entry("refine", "jobs.refine", "RefineOptions", "refine", "Refine a map and poses, gold standard."),
     Entry("reconstruct", "jobs.reconstruct", "ReconstructOptions", "reconstruct", "Maps from given poses."),
     Entry("fsc", "jobs.postprocess", "FscOptions", "fsc_of_maps", "Fourier shell correlation of two maps."),
+    Entry("localres", "jobs.localres", "LocalResolutionOptions", "localres", "Local resolution of half maps."),
     Entry("report", "report", "ReportOptions", "report", "Write the report page of a run."),
 )
 

@@ -262,6 +262,38 @@ def map_views(volume: np.ndarray, voxel_size_A: float, mask: np.ndarray | None) 
 
 
 @matplotlib.rc_context(STYLE)
+def local_resolution(volume: np.ndarray, resolution_A: np.ndarray, mask: np.ndarray, voxel_size_A: float) -> str:
+    """Central slices of a map (D, D, D) along z, y, x, coloured by the local resolution inside a mask, and below them
+    how much of the inside has which resolution."""
+    figure = Figure(figsize=(FULL_IN, 5.6))
+    grid = figure.add_gridspec(2, 3, height_ratios=(3, 1))
+    seen = _extent(mask)
+    inside = resolution_A[mask > 0.5] if np.any(mask > 0.5) else resolution_A.ravel()
+    low, high = np.percentile(inside, [1, 97])
+    colours = {"cmap": "viridis_r", "vmin": low, "vmax": max(high, low * 1.01)}
+    slices = [volume.take(size // 2, axis)[seen, seen] for axis, size in enumerate(volume.shape)]
+    limits = np.percentile(np.concatenate([part.ravel() for part in slices]), [0.5, 99.8])
+    pictures = []
+    for axis, (right, up) in enumerate((("x", "y"), ("x", "z"), ("y", "z"))):
+        axes = figure.add_subplot(grid[0, axis])
+        pictures.append(axes)
+        _picture(axes, slices[axis], voxel_size_A, limits)
+        shown = resolution_A.take(len(volume) // 2, axis)[seen, seen]
+        opacity = 0.6 * (mask.take(len(volume) // 2, axis)[seen, seen] > 0.5)
+        coloured = axes.imshow(shown, origin="lower", alpha=opacity, interpolation="nearest", **colours)
+        axes.set_title(f"slice ({right} to the right, {up} up)")
+    bar = figure.colorbar(coloured, ax=pictures, shrink=0.8, pad=0.01)
+    bar.set_label("local resolution (Å)")
+    bar.outline.set_visible(False)
+    axes = figure.add_subplot(grid[1, :])
+    axes.hist(inside, bins=60, range=(low, max(high, low * 1.01)), weights=np.full(len(inside), 100 / len(inside)),
+              color=BLUE, linewidth=0)  # fmt: skip
+    axes.set(xlabel="local resolution (Å)", ylabel="% of the inside")
+    axes.grid(axis="x", visible=False)
+    return _svg(figure, dpi=130)
+
+
+@matplotlib.rc_context(STYLE)
 def images(stack: np.ndarray) -> str:
     """Images (N, D, D) side by side, up to six in a row, each on its own grey scale."""
     across = min(6, len(stack))

@@ -40,6 +40,7 @@ TITLES = {
     "extract": "Extracted particles",
     "demo": "Demonstration",
     "fsc": "Fourier shell correlation of two maps",
+    "localres": "Local resolution",
     "class2d": "2D classification",
     "select": "Selection of particles",
     "motion": "Motion correction",
@@ -50,7 +51,7 @@ UNITS = {"e_A2": "e/Å²", "A": "Å", "A2": "Å²", "deg": "°", "px": "px", "s"
 
 TIMES = (("started", "started_utc"), ("finished", "finished_utc"))
 
-MAPS = ("map.mrc", "half1.mrc", "class1.mrc", "truth.mrc")
+MAPS = ("map.mrc", "map_local.mrc", "half1.mrc", "class1.mrc", "truth.mrc")
 PARTICLES = ("truth.star", "particles.star")
 """What to show as the map and as the particles of a run: the first that is there."""
 
@@ -277,6 +278,23 @@ def _fourier_shell_correlation(source: Source) -> Section | None:
     return Section("Fourier shell correlation", figures.fsc(frequency, curves, (GOLD_STANDARD, HALF), marks), words)
 
 
+def _local_resolution(source: Source) -> Section | None:
+    if not (source.path / "localres.mrc").is_file():
+        return None
+    result = source.record.get("result") or {}
+    words = (
+        f"map_local.mrc, coloured by the resolution at which the local FSC of the half maps falls below "
+        f"{result['threshold']:g}, in windows {result['window_A']:.0f} Å wide and wider at lower resolution. Inside "
+        f"the mask half of the map is better than {result['local_50_percent_A']:.2f} Å, and 90 % lies between "
+        f"{result['local_5_percent_A']:.2f} and {result['local_95_percent_A']:.2f} Å."
+    )
+    filtered, resolution, mask = (
+        mrc.read_map(source.path / f"{name}.mrc").array for name in ("map_local", "localres", "mask")
+    )
+    picture = figures.local_resolution(filtered, resolution, mask, float(result["pixel_size_A"]))
+    return Section("Local resolution", picture, words, wide=True)
+
+
 def _noise_and_signal(source: Source) -> Section | None:
     table = source.curves("spectra.csv")
     curves = {name.replace("half", "half "): values for name, values in table.items()
@@ -452,7 +470,8 @@ def _quarantined(source: Source) -> Section | None:
 
 
 SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
-    _map, _classes, _left_out, _fourier_shell_correlation, _noise_and_signal, _convergence, _class_convergence,
+    _map, _local_resolution, _classes, _left_out, _fourier_shell_correlation, _noise_and_signal, _convergence,
+    _class_convergence,
     *(_of_items(title, make) for title, make in report_micrographs.SECTIONS.items()),
     _images, _orientations, _shifts, _defocus, _certainty_of_poses, _precision_and_recall, _iterations, _quarantined,
 )  # fmt: skip
