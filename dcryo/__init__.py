@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dcryo.jobs.class2d import Class2dOptions, class2d
     from dcryo.jobs.ctf import CtfOptions, ctf
     from dcryo.jobs.demo import DemoOptions, demo
+    from dcryo.jobs.directional import DirectionalOptions, directional_resolution
     from dcryo.jobs.exchange import ExportOptions, ImportOptions, export_particles, import_particles
     from dcryo.jobs.extract import ExtractOptions, extract
     from dcryo.jobs.localres import LocalResolutionOptions, localres
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
     from dcryo.report import write_report
 
 __all__ = [
-    "Class2dOptions", "CtfOptions", "DemoOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions",
-    "LocalResolutionOptions", "MotionOptions", "PickOptions", "ReconstructOptions", "RefineOptions", "SelectOptions",
-    "SimulateOptions", "class2d", "ctf", "demo", "export_particles", "extract", "fsc_of_maps", "import_particles",
-    "localres", "motion", "open", "pick", "reconstruct", "refine", "select_particles", "simulate", "write_report",
+    "Class2dOptions", "CtfOptions", "DemoOptions", "DirectionalOptions", "ExportOptions", "ExtractOptions",
+    "FscOptions", "ImportOptions", "LocalResolutionOptions", "MotionOptions", "PickOptions", "ReconstructOptions",
+    "RefineOptions", "SelectOptions", "SimulateOptions", "class2d", "ctf", "demo", "directional_resolution",
+    "export_particles", "extract", "fsc_of_maps", "import_particles", "localres", "motion", "open", "pick",
+    "reconstruct", "refine", "select_particles", "simulate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -40,6 +42,8 @@ _HOMES = {
     "ctf": ("dcryo.jobs.ctf", "ctf"),
     "DemoOptions": ("dcryo.jobs.demo", "DemoOptions"),
     "demo": ("dcryo.jobs.demo", "demo"),
+    "DirectionalOptions": ("dcryo.jobs.directional", "DirectionalOptions"),
+    "directional_resolution": ("dcryo.jobs.directional", "directional_resolution"),
     "ExportOptions": ("dcryo.jobs.exchange", "ExportOptions"),
     "export_particles": ("dcryo.jobs.exchange", "export_particles"),
     "ImportOptions": ("dcryo.jobs.exchange", "ImportOptions"),

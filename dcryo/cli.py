@@ -69,6 +69,9 @@ COMMANDS = (
     Entry("reconstruct", "jobs.reconstruct", "ReconstructOptions", "reconstruct", "Maps from given poses."),
     Entry("fsc", "jobs.postprocess", "FscOptions", "fsc_of_maps", "Fourier shell correlation of two maps."),
     Entry("localres", "jobs.localres", "LocalResolutionOptions", "localres", "Local resolution of half maps."),
+    Entry(
+        "directional", "jobs.directional", "DirectionalOptions", "directional_resolution", "Resolution by direction."
+    ),
     Entry("report", "report", "ReportOptions", "report", "Write the report page of a run."),
 )
 

@@ -294,6 +294,53 @@ def local_resolution(volume: np.ndarray, resolution_A: np.ndarray, mask: np.ndar
 
 
 @matplotlib.rc_context(STYLE)
+def directional(
+    frequency_1_A: np.ndarray,
+    curves: Mapping[str, np.ndarray],
+    directions: np.ndarray,
+    resolution_A: np.ndarray,
+    operators: np.ndarray,
+) -> str:
+    """Conical FSCs against resolution, and the resolution over the sphere of directions (Mollweide's projection).
+
+    frequency_1_A: (S,); curves: "fsc", "best", "worst", "least" and "greatest" -> (S,); directions: (N, 3), one of each
+    and its opposite and symmetry mates; resolution_A: (N,); operators: (G, 3, 3).
+    """
+    figure = Figure(figsize=(FULL_IN, 4.0))
+    axes = figure.add_subplot(1, 2, 1)
+    axes.fill_between(frequency_1_A, curves["least"], curves["greatest"], color=SKY, alpha=0.3, linewidth=0,
+                      label="all directions")  # fmt: skip
+    axes.axhline(0.143, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.axhline(0, color="#9aa5b1", linewidth=0.8)
+    named = (("fsc", "whole map", BLUE, 2.2), ("best", "best", GREEN, 1.8), ("worst", "worst", VERMILION, 1.8))
+    for name, label, colour, width in named:
+        axes.plot(frequency_1_A, curves[name], color=colour, linewidth=width, label=label)
+    axes.set_ylim(-0.15, 1.04)
+    axes.set_ylabel("Fourier shell correlation in cones")
+    resolution_axis(axes, float(frequency_1_A[-1]))
+    _legend(axes, 4)
+
+    sphere = figure.add_subplot(1, 2, 2, projection="mollweide")
+    longitude, latitude = np.radians(np.arange(-178.5, 180, 3)), np.radians(np.arange(-88.5, 90, 3))
+    across = np.cos(latitude)[:, None]
+    there = np.stack(np.broadcast_arrays(across * np.cos(longitude), across * np.sin(longitude),
+                                         np.sin(latitude)[:, None]), axis=-1)  # fmt: skip
+    nearness = np.stack([np.abs(there @ (directions @ g.T).T) for g in operators]).max(axis=0)
+    edges = np.linspace(-np.pi, np.pi, 121), np.linspace(-np.pi / 2, np.pi / 2, 61)
+    # Curves that never rise have no resolution to speak of: the colours end before.
+    limits = resolution_A.min(), max(np.percentile(resolution_A, 98), 1.05 * resolution_A.min())
+    mesh = sphere.pcolormesh(*edges, resolution_A[nearness.argmax(axis=-1)], cmap="viridis_r", rasterized=True,
+                             vmin=limits[0], vmax=limits[1])  # fmt: skip
+    sphere.grid(color="white", alpha=0.35, linewidth=0.6)
+    sphere.set_xticks(np.radians([-120, -60, 0, 60, 120]), [""] * 5)
+    sphere.set_yticks(np.radians([-60, -30, 0, 30, 60]), ["-60°", "-30°", "0°", "30°", "60°"])
+    bar = figure.colorbar(mesh, ax=sphere, orientation="horizontal", shrink=0.7, pad=0.04, aspect=32)
+    bar.set_label("resolution along the direction (Å)")
+    bar.outline.set_visible(False)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
 def images(stack: np.ndarray) -> str:
     """Images (N, D, D) side by side, up to six in a row, each on its own grey scale."""
     across = min(6, len(stack))

@@ -41,6 +41,7 @@ TITLES = {
     "demo": "Demonstration",
     "fsc": "Fourier shell correlation of two maps",
     "localres": "Local resolution",
+    "directional": "Resolution by direction",
     "class2d": "2D classification",
     "select": "Selection of particles",
     "motion": "Motion correction",
@@ -295,6 +296,23 @@ def _local_resolution(source: Source) -> Section | None:
     return Section("Local resolution", picture, words, wide=True)
 
 
+def _resolution_by_direction(source: Source) -> Section | None:
+    table = source.curves("directional.csv")
+    if not table:
+        return None
+    result = source.record.get("result") or {}
+    places = read_curves(source.path / "directions.csv")
+    directions = np.stack([places["x"], places["y"], places["z"]], axis=1)
+    words = (
+        f"{result['verdict']} Cones of 20° about each direction; latitude 90° is along z, longitude 0° (in the middle) "
+        "along x."
+    )
+    picture = figures.directional(
+        table["frequency_1_A"], table, directions, places["resolution_A"], symmetry.operators(result["symmetry"])
+    )
+    return Section("Resolution by direction", picture, words, wide=True)
+
+
 def _noise_and_signal(source: Source) -> Section | None:
     table = source.curves("spectra.csv")
     curves = {name.replace("half", "half "): values for name, values in table.items()
@@ -470,8 +488,8 @@ def _quarantined(source: Source) -> Section | None:
 
 
 SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
-    _map, _local_resolution, _classes, _left_out, _fourier_shell_correlation, _noise_and_signal, _convergence,
-    _class_convergence,
+    _map, _local_resolution, _resolution_by_direction, _classes, _left_out, _fourier_shell_correlation,
+    _noise_and_signal, _convergence, _class_convergence,
     *(_of_items(title, make) for title, make in report_micrographs.SECTIONS.items()),
     _images, _orientations, _shifts, _defocus, _certainty_of_poses, _precision_and_recall, _iterations, _quarantined,
 )  # fmt: skip
