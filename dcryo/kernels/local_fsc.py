@@ -14,10 +14,9 @@ import numpy as np
 import scipy.fft
 from numba import njit
 
-from dcryo.kernels import fft
+from dcryo.kernels import fft, separable
+from dcryo.kernels.separable import FWHM
 
-# A Gaussian's full width at half maximum over its standard deviation.
-FWHM = 2 * np.sqrt(2 * np.log(2))
 # What is seen at a point is blurred by the window and by the band's own kernel, whose square is 0.72 / reach wide for a
 # raised cosine that reaches so far to either side. The window is this part of the reciprocal of the reach: a wider one
 # would blur more than it gains in numbers to average over.
@@ -80,8 +79,7 @@ def windows(box_px: int, width_px: float) -> Windows:
         raise ValueError(
             f"windows of {width_px:.3g} px in a box of {box_px} px; expected at most {_WIDEST:g} of the box"
         )
-    each = int(np.ceil(box_px / (_STRIDE * width(nyquist))))
-    points = (np.arange(each) + 0.5) * box_px / each - 0.5 - box_px // 2
+    points = separable.points_across(box_px, _STRIDE * width(nyquist))
     return Windows(box_px, points, np.array(knots)[::-1], np.array([width(shell) for shell in centre]))
 
 
@@ -157,14 +155,12 @@ def products(first: np.ndarray, second: np.ndarray, grid: Windows, band: int) ->
     """
     a, b = band_map(first, grid, band), band_map(second, grid, band)
     window = _window_matrix(grid, band, len(a))
-    return np.stack([_separable(window, one * other) for one, other in ((a, b), (a, a), (b, b))])
+    return np.stack([separable.along_axes(window, one * other) for one, other in ((a, b), (a, a), (b, b))])
 
 
 def _window_matrix(grid: Windows, band: int, small: int) -> np.ndarray:
     """Weights (P, m) of the voxels of a grid of m along an axis at each point, which sum up to one."""
-    place = (np.arange(small) - small // 2) * (grid.box_px / small)
-    weights = np.exp(-0.5 * ((place - grid.points[:, None]) / _sigma_px(grid, band)) ** 2)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return separable.gaussian(grid.points, grid.box_px, small, _sigma_px(grid, band))
 
 
 def _sigma_px(grid: Windows, band: int) -> float:
@@ -172,16 +168,9 @@ def _sigma_px(grid: Windows, band: int) -> float:
     return float(_WINDOW / _REACH * grid.width_px[band] / FWHM)
 
 
-def _separable(matrix: np.ndarray, volume: np.ndarray) -> np.ndarray:
-    """A matrix (P, m) applied along each axis of a volume (m, m, m): (P, P, P)."""
-    out = np.tensordot(volume, matrix, axes=(2, 1))
-    out = np.tensordot(out, matrix, axes=(1, 1))
-    return np.tensordot(out, matrix, axes=(0, 1)).transpose(2, 1, 0)
-
-
 def at_points(volume: np.ndarray, grid: Windows) -> np.ndarray:
     """Means of a volume (D, D, D) under the narrowest windows: (P, P, P) float32."""
-    return _separable(_window_matrix(grid, len(grid.centre) - 1, grid.box_px), volume)
+    return separable.along_axes(_window_matrix(grid, len(grid.centre) - 1, grid.box_px), volume)
 
 
 def spread(values: np.ndarray, grid: Windows, side_px: int) -> np.ndarray:
@@ -189,11 +178,8 @@ def spread(values: np.ndarray, grid: Windows, side_px: int) -> np.ndarray:
 
     Outside the points, the nearest.
     """
-    place = (np.arange(side_px) - side_px // 2) * (grid.box_px / side_px)
-    each = np.arange(len(grid.points), dtype=np.float64)
-    at = np.interp(place, grid.points, each)
-    matrix = np.maximum(0, 1 - np.abs(at[:, None] - each)).astype(np.float32)
-    return np.ascontiguousarray(_separable(matrix, values.astype(np.float32)))
+    matrix = separable.linear(grid.points, grid.box_px, side_px)
+    return separable.along_axes(matrix, values.astype(np.float32))
 
 
 def correlation(sums: np.ndarray) -> np.ndarray:
