@@ -4,7 +4,7 @@ A membrane protein in a detergent micelle, in short: to the projection of a rigi
 blobs at random in a torus about it, others in every particle. What counts is the FSC to the phantom inside the mask of
 its own density, and how far poses are off.
 
-    python benchmarks/nonuniform.py --out DIR [--particles 1500] [--box 64] [--repeat 1]
+    python benchmarks/nonuniform.py --out DIR [--particles 600] [--box 48] [--repeat 1]
 """
 
 import argparse
@@ -27,6 +27,7 @@ from dcryo.kernels.symmetry import operators
 
 # Blobs: their number, and B factor of the Gaussian that each of them is.
 BLOBS, BLOB_B_A2 = 150, 400.0
+SYMMETRY = "C4"
 OPTICS = {"voltage_kV": 300.0, "spherical_aberration_mm": 2.7, "amplitude_contrast": 0.1}
 
 
@@ -66,7 +67,7 @@ def figures(run: Path, truth: np.ndarray, pixel: float, poses: np.ndarray) -> di
     curve = fsc.shell_correlation(mean * ordered, truth * ordered)
     record = json.loads((run / "run.json").read_text())
     found = star.read_particles(run / "particles.star")
-    turned = rotations.angular_distance_deg(found["rotation"], poses[found["image_index"]], operators("C1"))
+    turned = rotations.angular_distance_deg(found["rotation"], poses[found["image_index"]], operators(SYMMETRY))
     return {
         "truth_A": fsc.resolution_at(curve, fsc.HALF, box, pixel),
         "truth_sum": float(curve.sum()),
@@ -79,10 +80,10 @@ def figures(run: Path, truth: np.ndarray, pixel: float, poses: np.ndarray) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--particles", type=int, default=1500)
-    parser.add_argument("--box", type=int, default=64)
+    parser.add_argument("--particles", type=int, default=600)
+    parser.add_argument("--box", type=int, default=48)
     parser.add_argument("--pixel", type=float, default=2.5)
-    parser.add_argument("--snr", type=float, default=0.1)
+    parser.add_argument("--snr", type=float, default=0.06)
     parser.add_argument("--mass", type=float, default=1.0, help="of the belt, over that of the molecule")
     parser.add_argument("--repeat", type=int, default=1)
     given = parser.parse_args()
@@ -96,7 +97,7 @@ def main() -> None:
             made = simulate(
                 SimulateOptions(
                     model="phantom", particles=given.particles, box_px=given.box, pixel_size_A=given.pixel,
-                    diameter_A=0.5 * width, snr=given.snr, seed=seed, out=folder / "simulated",
+                    symmetry=SYMMETRY, diameter_A=0.5 * width, snr=given.snr, seed=seed, out=folder / "simulated",
                 ),
                 progress=lambda *_, **__: None,
             )  # fmt: skip
@@ -110,7 +111,7 @@ def main() -> None:
                 refine(
                     RefineOptions(
                         store=store, reference=made.truth_map, initial_lowpass_A=30.0, mask_diameter_A=0.8 * width,
-                        non_uniform=non_uniform, out=run, seed=seed,
+                        symmetry=SYMMETRY, non_uniform=non_uniform, out=run, seed=seed,
                     ),
                     progress=lambda *_, **__: None,
                 )  # fmt: skip
