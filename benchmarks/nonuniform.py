@@ -4,7 +4,7 @@ A membrane protein in a detergent micelle, in short: to the projection of a rigi
 blobs at random in a torus about it, others in every particle. What counts is the FSC to the phantom inside the mask of
 its own density, and how far poses are off.
 
-    python benchmarks/nonuniform.py --out DIR [--particles 600] [--box 48] [--repeat 1]
+    python benchmarks/nonuniform.py --out DIR [--particles 600] [--box 48] [--seed 0] [--repeat 1]
 """
 
 import argparse
@@ -85,12 +85,13 @@ def main() -> None:
     parser.add_argument("--pixel", type=float, default=2.5)
     parser.add_argument("--snr", type=float, default=0.06)
     parser.add_argument("--mass", type=float, default=1.0, help="of the belt, over that of the molecule")
+    parser.add_argument("--seed", type=int, default=0, help="the first")
     parser.add_argument("--repeat", type=int, default=1)
     given = parser.parse_args()
     width = given.box * given.pixel
     print("| molecule | references | FSC to truth 0.5 | sum | half maps 0.143 | poses off | iterations |")
     print("|---|---|---|---|---|---|---|")
-    for seed in range(given.repeat):
+    for seed in range(given.seed, given.seed + given.repeat):
         for kind, mass in (("in a belt", given.mass), ("alone", 0.0)):
             folder = given.out / f"{kind.split()[-1]}{seed}"
             shutil.rmtree(folder, ignore_errors=True)
