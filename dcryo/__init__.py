@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from dcryo.jobs.class2d import Class2dOptions, class2d
     from dcryo.jobs.ctf import CtfOptions, ctf
     from dcryo.jobs.demo import DemoOptions, demo
+    from dcryo.jobs.directional import DirectionalOptions, directional_resolution
     from dcryo.jobs.exchange import ExportOptions, ImportOptions, export_particles, import_particles
     from dcryo.jobs.extract import ExtractOptions, extract
     from dcryo.jobs.fsc import FscOptions, fsc_of_maps
+    from dcryo.jobs.localres import LocalResolutionOptions, localres
     from dcryo.jobs.motion import MotionOptions, motion
     from dcryo.jobs.pick import PickOptions, pick
     from dcryo.jobs.postprocess import PostprocessOptions, postprocess
@@ -28,11 +30,12 @@ if TYPE_CHECKING:
     from dcryo.report import write_report
 
 __all__ = [
-    "AbinitioOptions", "AlignOptions", "Class2dOptions", "CtfOptions", "DemoOptions", "ExportOptions",
-    "ExtractOptions", "FscOptions", "ImportOptions", "MotionOptions", "PickOptions", "PostprocessOptions",
-    "ReconstructOptions", "RefineOptions", "SelectOptions", "SimulateOptions", "abinitio", "align", "class2d", "ctf",
-    "demo", "export_particles", "extract", "fsc_of_maps", "import_particles", "motion", "open", "pick", "postprocess",
-    "reconstruct", "refine", "select_particles", "simulate", "write_report",
+    "AbinitioOptions", "AlignOptions", "Class2dOptions", "CtfOptions", "DemoOptions", "DirectionalOptions",
+    "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions", "LocalResolutionOptions", "MotionOptions",
+    "PickOptions", "PostprocessOptions", "ReconstructOptions", "RefineOptions", "SelectOptions", "SimulateOptions",
+    "abinitio", "align", "class2d", "ctf", "demo", "directional_resolution", "export_particles", "extract",
+    "fsc_of_maps", "import_particles", "localres", "motion", "open", "pick", "postprocess", "reconstruct", "refine",
+    "select_particles", "simulate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -47,12 +50,16 @@ _HOMES = {
     "ctf": ("dcryo.jobs.ctf", "ctf"),
     "DemoOptions": ("dcryo.jobs.demo", "DemoOptions"),
     "demo": ("dcryo.jobs.demo", "demo"),
+    "DirectionalOptions": ("dcryo.jobs.directional", "DirectionalOptions"),
+    "directional_resolution": ("dcryo.jobs.directional", "directional_resolution"),
     "ExportOptions": ("dcryo.jobs.exchange", "ExportOptions"),
     "export_particles": ("dcryo.jobs.exchange", "export_particles"),
     "ImportOptions": ("dcryo.jobs.exchange", "ImportOptions"),
     "import_particles": ("dcryo.jobs.exchange", "import_particles"),
     "ExtractOptions": ("dcryo.jobs.extract", "ExtractOptions"),
     "extract": ("dcryo.jobs.extract", "extract"),
+    "LocalResolutionOptions": ("dcryo.jobs.localres", "LocalResolutionOptions"),
+    "localres": ("dcryo.jobs.localres", "localres"),
     "MotionOptions": ("dcryo.jobs.motion", "MotionOptions"),
     "motion": ("dcryo.jobs.motion", "motion"),
     "PickOptions": ("dcryo.jobs.pick", "PickOptions"),

@@ -71,6 +71,10 @@ COMMANDS = (
     Entry("align", "jobs.align", "AlignOptions", "align", "Bring a map onto another: rotation, shift, hand."),
     Entry("postprocess", "jobs.postprocess", "PostprocessOptions", "postprocess", "Mask, FSC and sharpening."),
     Entry("fsc", "jobs.fsc", "FscOptions", "fsc_of_maps", "Fourier shell correlation of two maps."),
+    Entry("localres", "jobs.localres", "LocalResolutionOptions", "localres", "Local resolution of half maps."),
+    Entry(
+        "directional", "jobs.directional", "DirectionalOptions", "directional_resolution", "Resolution by direction."
+    ),
     Entry("report", "report", "ReportOptions", "report", "Write the report page of a run."),
 )
 

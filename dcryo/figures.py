@@ -347,6 +347,85 @@ def map_views(volume: np.ndarray, voxel_size_A: float, mask: np.ndarray | None) 
 
 
 @matplotlib.rc_context(STYLE)
+def local_resolution(volume: np.ndarray, resolution_A: np.ndarray, mask: np.ndarray, voxel_size_A: float) -> str:
+    """Central slices of a map (D, D, D) along z, y, x, coloured by the local resolution inside a mask, and below them
+    how much of the inside has which resolution."""
+    figure = Figure(figsize=(FULL_IN, 5.6))
+    grid = figure.add_gridspec(2, 3, height_ratios=(3, 1))
+    seen = _extent(mask)
+    inside = resolution_A[mask > 0.5] if np.any(mask > 0.5) else resolution_A.ravel()
+    low, high = np.percentile(inside, [1, 97])
+    colours = {"cmap": "viridis_r", "vmin": low, "vmax": max(high, low * 1.01)}
+    slices = [volume.take(size // 2, axis)[seen, seen] for axis, size in enumerate(volume.shape)]
+    limits = np.percentile(np.concatenate([part.ravel() for part in slices]), [0.5, 99.8])
+    pictures = []
+    for axis, (right, up) in enumerate((("x", "y"), ("x", "z"), ("y", "z"))):
+        axes = figure.add_subplot(grid[0, axis])
+        pictures.append(axes)
+        _picture(axes, slices[axis], voxel_size_A, limits)
+        shown = resolution_A.take(len(volume) // 2, axis)[seen, seen]
+        opacity = 0.6 * (mask.take(len(volume) // 2, axis)[seen, seen] > 0.5)
+        coloured = axes.imshow(shown, origin="lower", alpha=opacity, interpolation="nearest", **colours)
+        axes.set_title(f"slice ({right} to the right, {up} up)")
+    bar = figure.colorbar(coloured, ax=pictures, shrink=0.8, pad=0.01)
+    bar.set_label("local resolution (Å)")
+    bar.outline.set_visible(False)
+    axes = figure.add_subplot(grid[1, :])
+    axes.hist(inside, bins=60, range=(low, max(high, low * 1.01)), weights=np.full(len(inside), 100 / len(inside)),
+              color=BLUE, linewidth=0)  # fmt: skip
+    axes.set(xlabel="local resolution (Å)", ylabel="% of the inside")
+    axes.grid(axis="x", visible=False)
+    return _svg(figure, dpi=130)
+
+
+@matplotlib.rc_context(STYLE)
+def directional(
+    frequency_1_A: np.ndarray,
+    curves: Mapping[str, np.ndarray],
+    directions: np.ndarray,
+    resolution_A: np.ndarray,
+    operators: np.ndarray,
+) -> str:
+    """Conical FSCs against resolution, and the resolution over the sphere of directions (Mollweide's projection).
+
+    frequency_1_A: (S,); curves: "fsc", "best", "worst", "least" and "greatest" -> (S,); directions: (N, 3), one of each
+    and its opposite and symmetry mates; resolution_A: (N,); operators: (G, 3, 3).
+    """
+    figure = Figure(figsize=(FULL_IN, 4.0))
+    axes = figure.add_subplot(1, 2, 1)
+    axes.fill_between(frequency_1_A, curves["least"], curves["greatest"], color=SKY, alpha=0.3, linewidth=0,
+                      label="all directions")  # fmt: skip
+    axes.axhline(0.143, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.axhline(0, color="#9aa5b1", linewidth=0.8)
+    named = (("fsc", "whole map", BLUE, 2.2), ("best", "best", GREEN, 1.8), ("worst", "worst", VERMILION, 1.8))
+    for name, label, colour, width in named:
+        axes.plot(frequency_1_A, curves[name], color=colour, linewidth=width, label=label)
+    axes.set_ylim(-0.15, 1.04)
+    axes.set_ylabel("Fourier shell correlation in cones")
+    resolution_axis(axes, float(frequency_1_A[-1]))
+    _legend(axes, 4)
+
+    sphere = figure.add_subplot(1, 2, 2, projection="mollweide")
+    longitude, latitude = np.radians(np.arange(-178.5, 180, 3)), np.radians(np.arange(-88.5, 90, 3))
+    across = np.cos(latitude)[:, None]
+    there = np.stack(np.broadcast_arrays(across * np.cos(longitude), across * np.sin(longitude),
+                                         np.sin(latitude)[:, None]), axis=-1)  # fmt: skip
+    nearness = np.stack([np.abs(there @ (directions @ g.T).T) for g in operators]).max(axis=0)
+    edges = np.linspace(-np.pi, np.pi, 121), np.linspace(-np.pi / 2, np.pi / 2, 61)
+    # Curves that never rise have no resolution to speak of: the colours end before.
+    limits = resolution_A.min(), max(np.percentile(resolution_A, 98), 1.05 * resolution_A.min())
+    mesh = sphere.pcolormesh(*edges, resolution_A[nearness.argmax(axis=-1)], cmap="viridis_r", rasterized=True,
+                             vmin=limits[0], vmax=limits[1])  # fmt: skip
+    sphere.grid(color="white", alpha=0.35, linewidth=0.6)
+    sphere.set_xticks(np.radians([-120, -60, 0, 60, 120]), [""] * 5)
+    sphere.set_yticks(np.radians([-60, -30, 0, 30, 60]), ["-60°", "-30°", "0°", "30°", "60°"])
+    bar = figure.colorbar(mesh, ax=sphere, orientation="horizontal", shrink=0.7, pad=0.04, aspect=32)
+    bar.set_label("resolution along the direction (Å)")
+    bar.outline.set_visible(False)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
 def images(stack: np.ndarray) -> str:
     """Images (N, D, D) side by side, up to six in a row, each on its own grey scale."""
     across = min(6, len(stack))

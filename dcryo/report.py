@@ -43,6 +43,8 @@ TITLES = {
     "fsc": "Fourier shell correlation of two maps",
     "align": "One map brought onto another",
     "abinitio": "First models",
+    "localres": "Local resolution",
+    "directional": "Resolution by direction",
     "class2d": "2D classification",
     "select": "Selection of particles",
     "motion": "Motion correction",
@@ -65,7 +67,7 @@ UNITS = {
 
 TIMES = (("started", "started_utc"), ("finished", "finished_utc"))
 
-MAPS = ("map.mrc", "half1.mrc", "class1.mrc", "truth.mrc", "moved.mrc")
+MAPS = ("map.mrc", "map_local.mrc", "half1.mrc", "class1.mrc", "truth.mrc", "moved.mrc")
 PARTICLES = ("truth.star", "particles.star")
 """What to show as the map and as the particles of a run: the first that is there."""
 
@@ -318,6 +320,40 @@ def _for_the_deposition(source: Source) -> Section | None:
     return Section("For the deposition", table=rows) if rows else None
 
 
+def _local_resolution(source: Source) -> Section | None:
+    if not (source.path / "localres.mrc").is_file():
+        return None
+    result = source.record.get("result") or {}
+    words = (
+        f"map_local.mrc, coloured by the resolution at which the local FSC of the half maps falls below "
+        f"{result['threshold']:g}, in windows {result['window_A']:.0f} Å wide and wider at lower resolution. Inside "
+        f"the mask half of the map is better than {result['local_50_percent_A']:.2f} Å, and 90 % lies between "
+        f"{result['local_5_percent_A']:.2f} and {result['local_95_percent_A']:.2f} Å."
+    )
+    filtered, resolution, mask = (
+        mrc.read_map(source.path / f"{name}.mrc").array for name in ("map_local", "localres", "mask")
+    )
+    picture = figures.local_resolution(filtered, resolution, mask, float(result["pixel_size_A"]))
+    return Section("Local resolution", picture, words, wide=True)
+
+
+def _resolution_by_direction(source: Source) -> Section | None:
+    table = source.curves("directional.csv")
+    if not table:
+        return None
+    result = source.record.get("result") or {}
+    places = read_curves(source.path / "directions.csv")
+    directions = np.stack([places["x"], places["y"], places["z"]], axis=1)
+    words = (
+        f"{result['verdict']} Cones of 20° about each direction; latitude 90° is along z, longitude 0° (in the middle) "
+        "along x."
+    )
+    picture = figures.directional(
+        table["frequency_1_A"], table, directions, places["resolution_A"], symmetry.operators(result["symmetry"])
+    )
+    return Section("Resolution by direction", picture, words, wide=True)
+
+
 def _noise_and_signal(source: Source) -> Section | None:
     table = source.curves("spectra.csv")
     curves = {name.replace("half", "half "): values for name, values in table.items()
@@ -518,9 +554,8 @@ SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
     _of_half_maps("Fourier shell correlation", report_postprocess.fourier_shell_correlation, False),
     _of_half_maps("Guinier plot", report_postprocess.guinier, False),
     _of_half_maps("Sharpened map", report_postprocess.sharpened_map, True),
-    _map, _models, _starts, _for_the_deposition, _classes, _left_out, _fourier_shell_correlation, _noise_and_signal,
-    _convergence,
-    _class_convergence,
+    _map, _models, _starts, _local_resolution, _resolution_by_direction, _for_the_deposition, _classes, _left_out,
+    _fourier_shell_correlation, _noise_and_signal, _convergence, _class_convergence,
     *(_of_items(title, make) for title, make in report_micrographs.SECTIONS.items()),
     _images, _orientations, _shifts, _defocus, _certainty_of_poses, _precision_and_recall, _iterations, _quarantined,
 )  # fmt: skip

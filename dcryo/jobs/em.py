@@ -95,11 +95,12 @@ def iterate(
     scratch: Path,
     cluster: Cluster,
     last: bool,
+    local_filters: bool = False,
 ) -> Iteration:
     """Expectation over all shards, maximisation of both halves.
 
     references: two maps (D, D, D) float32, masked, one for each half; mask: (D, D, D), for the FSC; scratch: a
-    directory that all workers see.
+    directory that all workers see; local_filters: the next references are filtered place by place.
     """
     shell_max = settings[0].shell_max
     paths = tuple(scratch / f"reference{half}.npy" for half in (1, 2))
@@ -121,7 +122,7 @@ def iterate(
         results.append([out[slabs + 2] for out in outs])
     # A reference of unknown grey scale is not taken off the images.
     known = None if settings[0].search.profile_scale else references
-    maps = maximise(volumes, known, settings[0].search.operators, shell_max, mask, last)
+    maps = maximise(volumes, known, settings[0].search.operators, shell_max, mask, last, local_filters)
     maps, sums, results = graph.compute((maps, sums, results), cluster)
     for path in paths:
         path.unlink(missing_ok=True)
@@ -135,6 +136,7 @@ def maximise(
     shell_max: int,
     mask: np.ndarray,
     last: bool,
+    local_filters: bool = False,
 ) -> Maps:
     """Tasks from the slabs of the two halves' sums to their maps: a `Maps` whose items are tasks."""
     box = mask.shape[0]
@@ -157,6 +159,12 @@ def maximise(
         graph.call(maximisation.regularised_map, *pair, fsc, operators, shell_max, box, name=f"regularise-{half}")
         for half, pair in enumerate(pairs, start=1)
     ]
+    if local_filters:
+        place = graph.call(maximisation.local_filters, regularised, plain, fsc, name="local-filters")
+        regularised = [
+            graph.call(maximisation.filtered, one, place, fsc, name=f"filter-{half}")
+            for half, one in enumerate(regularised, start=1)
+        ]
     return Maps(plain, fsc, regularised, None)
 
 

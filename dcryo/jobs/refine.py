@@ -69,6 +69,9 @@ class RefineOptions(OutOptions, ClusterOptions, SeedOptions):
     shift_range_A: float | None = Field(
         None, gt=0, description="how far particles may lie from their last centre (default: 0.1 of the diameter)"
     )
+    non_uniform: bool = Field(
+        False, description="experimental: filter references place by place, as their halves predict each other"
+    )
     max_iterations: int = Field(30, gt=0, description="stop here even if the run has not converged")
 
 
@@ -274,6 +277,7 @@ def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Prog
         scratch=job.scratch,
         cluster=cluster,
         last=state.last,
+        local_filters=job.options.non_uniform,
     )
     for plain in made.maps.plain:
         if not (np.isfinite(plain).all() and np.any(plain)):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dcryo.kernels import fsc, solve
+from dcryo.kernels import fsc, non_uniform, solve
 
 
 class HalfFsc(NamedTuple):
@@ -65,6 +65,16 @@ def regularised_map(
     weights = solve.mean_weights(accumulator, shell_max, box_px)
     precision = solve.prior_precision(halves.masked[: shell_max + 1], weights)
     return solve.maximise(accumulator, reference, precision, operators, box_px)
+
+
+def local_filters(regularised: Sequence[np.ndarray], plain: Sequence[np.ndarray], halves: HalfFsc) -> np.ndarray:
+    """Which filters make each of two regularised maps predict the other best, place by place; see `filtered`."""
+    return non_uniform.choose((regularised[0], regularised[1]), (plain[0], plain[1]), halves.masked)
+
+
+def filtered(regularised: np.ndarray, place: np.ndarray, halves: HalfFsc) -> np.ndarray:
+    """A regularised map with the filter of each place, which both halves have in common."""
+    return non_uniform.apply(regularised, place, halves.masked)
 
 
 def merged_map(
