@@ -27,7 +27,7 @@ _SMALLEST_SHARD, _LARGEST_SHARD = 64, 4096
 # The soft edge of the spherical mask, outside its diameter.
 _MASK_EDGE_A, _LEAST_MASK_EDGE_PX = 10.0, 3.0
 # Share of the box that the particle is taken to fill where the user does not say.
-_DEFAULT_DIAMETER = 0.85
+DEFAULT_DIAMETER = 0.85
 
 
 class CtfColumns(NamedTuple):
@@ -212,7 +212,7 @@ def particle_diameter_A(store: Store, diameter_A: float | None) -> float:
     """The diameter that a user gave, or what the particle is taken to fill of the box; InputError where it does not
     fit."""
     pixel, width = store.pixel_size_A, store.box_px * store.pixel_size_A
-    diameter = diameter_A or _DEFAULT_DIAMETER * width
+    diameter = diameter_A or DEFAULT_DIAMETER * width
     if not 4 * pixel < diameter <= width:
         raise InputError(
             f"--mask-diameter {diameter:g} A: expected more than {4 * pixel:g} A and at most the box, {width:g} A"

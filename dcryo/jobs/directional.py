@@ -13,8 +13,8 @@ from dcryo.data.atomic import replacing
 from dcryo.data.curves import write_curves
 from dcryo.data.run import Run
 from dcryo.errors import InputError
+from dcryo.jobs.given_maps import load_half_maps, load_solvent_mask
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, argument
-from dcryo.jobs.outputs import load_half_maps
 from dcryo.kernels import directional, fft, fsc
 from dcryo.kernels.symmetry import operators
 from dcryo.steps.anisotropy import Anisotropy, verdict
@@ -56,31 +56,38 @@ class DirectionalResult:
 def directional_resolution(options: DirectionalOptions, *, progress: Progress = print) -> DirectionalResult:
     """Directional resolution; see `DirectionalOptions`. InputError for bad input, before work starts."""
     check_kind(options.cluster)
-    halves = load_half_maps(options.run_or_half1, options.half2, options.mask)
-    symmetry = options.symmetry or halves.symmetry or "C1"
-    group = operators(symmetry)
-    source = options.particles or halves.particles
+    halves = load_half_maps(options.run_or_half1, options.half2, options.symmetry)
+    mask, mask_path = load_solvent_mask(options.mask, halves)
+    group = operators(halves.symmetry)
+    source = options.particles or _particles_of(halves.run)
     views = None if source is None else _views(source)
     directions = directional.unique_directions(directional.CONES, group)
-    inputs = [*halves.paths] + ([source] if source else [])
+    inputs = [*halves.paths, *(path for path in (mask_path, source) if path)]
     box, pixel = halves.box_px, halves.pixel_size_A
     run = Run.start(options.out, "directional", options.model_dump(), inputs, None, options.resume, options.overwrite)
     with run, connect(options.cluster, options.workers) as cluster:
-        progress(f"box {box} px, {len(directions)} directions, {symmetry}")
+        progress(f"box {box} px, {len(directions)} directions, {halves.symmetry}")
         pair = [
-            graph.call(fft.rfftn, one * halves.mask, name=f"transform-{half}")
+            graph.call(fft.rfftn, one * mask, name=f"transform-{half}")
             for half, one in enumerate((halves.first, halves.second), start=1)
         ]
         hands = np.array_split(directions, min(_TASKS, len(directions)))
         sums = [graph.call(directional.cone_sums, *pair, own, name=f"cones-{n}") for n, own in enumerate(hands)]
         curves = directional.conical_fsc(np.concatenate(graph.compute(sums, cluster)))
-        overall = fsc.shell_correlation(halves.first * halves.mask, halves.second * halves.mask)
+        overall = fsc.shell_correlation(halves.first * mask, halves.second * mask)
         found = Anisotropy.of(directions, curves, overall, views, group, box, pixel)
         words = verdict(found)
         if not run.finished:
             _write(run, halves.box_px, pixel, directions, curves, overall, found, group)
-            run.done({**found.figures(), "symmetry": symmetry, "verdict": words, "box_px": box, "pixel_size_A": pixel})
+            run.done(
+                {**found.figures(), "symmetry": halves.symmetry, "verdict": words, "box_px": box, "pixel_size_A": pixel}
+            )
     return DirectionalResult(options.out, directions, curves, found, words)
+
+
+def _particles_of(run: Path | None) -> Path | None:
+    path = None if run is None else run / "particles.star"
+    return path if path is not None and path.is_file() else None
 
 
 def _views(source: Path) -> np.ndarray:

@@ -9,6 +9,8 @@ from dcryo.data import mrc
 from dcryo.data.model import AtomicModel
 from dcryo.data.run import Run
 from dcryo.errors import InputError
+from dcryo.jobs.dataset import DEFAULT_DIAMETER, mask_edge_px
+from dcryo.kernels import masks
 from dcryo.kernels.fsc import shell_correlation
 from dcryo.kernels.likeness import likeness
 from dcryo.kernels.symmetry import operators
@@ -25,7 +27,8 @@ _SAME_IN_SHELLS = 0.999
 @dataclass(frozen=True)
 class HalfMaps:
     """first, second: (D, D, D) float32; origin_A: (x, y, z) of the first voxel; paths: the files; symmetry: that of the
-    run, or C1; diameter_A: of the run's spherical mask, if it is known; mask: the mask that the run was given."""
+    run, or C1; diameter_A: of the run's spherical mask, if it is known; mask: the mask that the run was given; run: its
+    directory, None where they are two files."""
 
     first: np.ndarray
     second: np.ndarray
@@ -35,6 +38,7 @@ class HalfMaps:
     symmetry: str
     diameter_A: float | None
     mask: Path | None
+    run: Path | None
 
     @property
     def box_px(self) -> int:
@@ -72,7 +76,19 @@ def load_half_maps(source: Path, second: Path | None, symmetry: str | None) -> H
     _check_a_pair(maps)
     pixel = maps[0].voxel_size_A
     origin = first_voxel_A(maps[0])
-    return HalfMaps(maps[0].array, maps[1].array, pixel, origin, paths, (symmetry or "C1").upper(), diameter, mask)
+    run = source if source.is_dir() else None
+    symmetry = (symmetry or "C1").upper()
+    return HalfMaps(maps[0].array, maps[1].array, pixel, origin, paths, symmetry, diameter, mask, run)
+
+
+def load_solvent_mask(path: Path | None, half_maps: HalfMaps) -> tuple[np.ndarray, Path | None]:
+    """The mask to look at half maps through, (D, D, D) float32, and its file: a user's, the run's, or a soft sphere."""
+    if path is None and half_maps.run is not None and (half_maps.run / "mask.mrc").is_file():
+        path = half_maps.run / "mask.mrc"
+    if path is None:
+        box, pixel = half_maps.box_px, half_maps.pixel_size_A
+        return masks.sphere(box, DEFAULT_DIAMETER * box, mask_edge_px(pixel)), None
+    return load_given_mask(path, half_maps), path
 
 
 def load_given_mask(path: Path, half_maps: HalfMaps) -> np.ndarray:

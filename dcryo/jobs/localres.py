@@ -11,10 +11,9 @@ from dcryo.cluster import check_kind, connect
 from dcryo.data import mrc
 from dcryo.data.run import Run
 from dcryo.errors import InputError, RunError
+from dcryo.jobs.given_maps import load_half_maps, load_solvent_mask
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, argument
-from dcryo.jobs.outputs import load_half_maps
-from dcryo.kernels import fft, local_fsc
-from dcryo.kernels.fsc import HALF
+from dcryo.kernels import fft, fsc, local_fsc
 from dcryo.steps import local_resolution
 
 # Windows are at least so many times as wide as the resolution of the whole.
@@ -36,7 +35,7 @@ class LocalResolutionOptions(OutOptions, ClusterOptions):
         None,
         description="where the particle is (map of 0 to 1; default: the run's mask, or a sphere of 0.85 of the box)",
     )
-    threshold: float = Field(HALF, gt=0, lt=1, description="local FSC at which resolution ends")
+    threshold: float = Field(fsc.HALF, gt=0, lt=1, description="local FSC at which resolution ends")
     window_A: float | None = Field(
         None,
         gt=0,
@@ -68,34 +67,36 @@ class LocalResolutionResult:
 def localres(options: LocalResolutionOptions, *, progress: Progress = print) -> LocalResolutionResult:
     """Local resolution; see `LocalResolutionOptions`. InputError for bad input, before work starts."""
     check_kind(options.cluster)
-    halves = load_half_maps(options.run_or_half1, options.half2, options.mask)
-    overall, pixel = halves.resolution_A, halves.pixel_size_A
+    halves = load_half_maps(options.run_or_half1, options.half2, None)
+    mask, mask_path = load_solvent_mask(options.mask, halves)
+    box, pixel = halves.box_px, halves.pixel_size_A
+    curve = fsc.shell_correlation(halves.first * mask, halves.second * mask)
+    overall = fsc.resolution_at(curve, fsc.GOLD_STANDARD, box, pixel)
     width = options.window_A or _WINDOW * overall
     try:
-        grid = local_fsc.windows(halves.box_px, width / pixel)
+        grid = local_fsc.windows(box, width / pixel)
     except ValueError as error:
         raise InputError(f"--window {width:.4g} A: {error}") from error
-    run = Run.start(
-        options.out, "localres", options.model_dump(), halves.paths, None, options.resume, options.overwrite
-    )
+    inputs = [*halves.paths] + ([mask_path] if mask_path else [])
+    run = Run.start(options.out, "localres", options.model_dump(), inputs, None, options.resume, options.overwrite)
     if not run.finished:
         with run, connect(options.cluster, options.workers) as cluster:
-            progress(f"box {halves.box_px} px, {len(grid.centre)} bands, windows of {width:.0f} A and more")
-            found = graph.compute(_tasks(halves.first, halves.second, halves.mask, grid, pixel, options), cluster)
+            progress(f"box {box} px, {len(grid.centre)} bands, windows of {width:.0f} A and more")
+            found = graph.compute(_tasks(halves.first, halves.second, mask, grid, pixel, options), cluster)
             resolution, bfactor, filtered = found
             if not np.isfinite(filtered).all():
                 raise RunError("the filtered map is not finite; give --bfactor 0 to leave it as it is")
             mrc.write_map(run.path / "localres.mrc", resolution, pixel)
             mrc.write_map(run.path / "map_local.mrc", filtered, pixel)
-            mrc.write_map(run.path / "mask.mrc", halves.mask, pixel)
+            mrc.write_map(run.path / "mask.mrc", mask, pixel)
             run.done(
                 {
                     "resolution_A": overall,
-                    **_percentiles(resolution, halves.mask),
+                    **_percentiles(resolution, mask),
                     "window_A": width,
                     "threshold": options.threshold,
-                    "bfactor_A2": -float(np.average(bfactor, weights=local_fsc.at_points(halves.mask, grid))),
-                    "box_px": halves.box_px,
+                    "bfactor_A2": -float(np.average(bfactor, weights=local_fsc.at_points(mask, grid))),
+                    "box_px": box,
                     "pixel_size_A": pixel,
                 }
             )

@@ -89,13 +89,13 @@ def test_processes_give_the_same_bits(halves: tuple[Path, Path], tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["{first}"], "is one half map; name the other too"),
-        (["{first}", "{first}"], "is the same map as"),
+        (["{small}"], "name both"),
+        (["{first}", "{first}"], "the same map as"),
         (["{first}", "{small}"], "resample one of them"),
-        (["{first}", "{flat}"], "is constant or not finite"),
+        (["{first}", "{flat}"], "the map is constant"),
         (["{first}", "{second}", "--mask", "{second}"], "expected 0 (solvent) to 1 (particle)"),
         (["{first}", "{second}", "--window", "90"], "--window 90 A: windows of 45 px in a box of 48 px"),
-        (["{folder}", "{second}"], "give one or the other"),
+        (["{folder}", "{second}"], "name a run or two half maps"),
         (["{folder}"], "not a run directory"),
     ],
 )
