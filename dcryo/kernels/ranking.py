@@ -33,7 +33,7 @@ def rank_classes(
     particles: in the class; resolution_A: by the correlation of its halves; mass: density inside the mask over that
     around it; rim: standard deviation just outside the mask over that inside; log_evidence: mean of its particles.
     """
-    typical_mass, typical_evidence = (weighted_median(of, particles) for of in (mass, log_evidence))
+    typical_mass, typical_evidence = (weighted_quantile(of, particles, 0.5) for of in (mass, log_evidence))
     relative_mass = mass / typical_mass
     relative_evidence = log_evidence / typical_evidence
     finest = resolution_A[particles >= _FEWEST].min(initial=resolution_A.max())
@@ -55,11 +55,11 @@ def rank_classes(
     return Ranked(rank, reason)
 
 
-def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
-    """The value that half of the weight is below."""
+def weighted_quantile(values: np.ndarray, weights: np.ndarray, part: float) -> float:
+    """The value that a part of the weight is below."""
     order = np.argsort(values)
     below = np.cumsum(weights[order])
-    return float(values[order][np.searchsorted(below, below[-1] / 2)])
+    return float(values[order][np.searchsorted(below, part * below[-1])])
 
 
 def judge_particles(

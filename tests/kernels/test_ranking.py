@@ -41,9 +41,11 @@ def test_a_class_of_something_else_is_not(name, value, words):
     assert found.rank[3] < 0.6 * classes().rank[3] or name == "particles"
 
 
-def test_weighted_median():
-    assert ranking.weighted_median(np.array([5.0, 1, 3]), np.array([1, 1, 10])) == 3
-    assert ranking.weighted_median(np.array([5.0, 1, 3]), np.array([9, 1, 1])) == 5
+def test_weighted_quantile():
+    assert ranking.weighted_quantile(np.array([5.0, 1, 3]), np.array([1, 1, 10]), 0.5) == 3
+    assert ranking.weighted_quantile(np.array([5.0, 1, 3]), np.array([9, 1, 1]), 0.5) == 5
+    assert ranking.weighted_quantile(np.array([5.0, 1, 3]), np.array([1, 1, 2]), 0.75) == 3
+    assert ranking.weighted_quantile(np.array([5.0, 1, 3]), np.array([1, 1, 2]), 0.8) == 5
 
 
 def test_particles_that_stand_out_are_told_from_those_that_do_not():
