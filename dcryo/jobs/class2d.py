@@ -34,7 +34,7 @@ from dcryo.kernels import fsc, masks, ranking, rings
 from dcryo.kernels.ctf import ctf
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import resolution_A, shell_at
-from dcryo.steps import classification
+from dcryo.steps import classification, references
 from dcryo.steps.classification import Averages, Found, Images, Sums
 
 # The half set of each class agree by this where the class is resolved: they were compared with the same images, so that
@@ -46,10 +46,8 @@ _SEEN_DIAMETER = 1.25
 _SCORES_BYTES = 8 << 20
 # Averages of so many images, not aligned, are the first classes.
 _FIRST_AVERAGE = 30
-_HEADROOM_SHELLS = 3
-# Images are compared up to where the best classes are resolved, those of this part of the images. What a class does not
-# resolve is not in its image, and does no harm.
-_AHEAD = 0.75
+# So many iterations at the resolution of the first classes.
+_FIRST_ITERATIONS = 3
 # Images are summed this far past the shell up to which they are compared, to see how far classes are resolved.
 _SUMMED_PAST = 6
 # Full iterations end when so few images change their class.
@@ -59,9 +57,7 @@ _PER_CLASS, _MINI_ITERATIONS, _REPLACED = 50, 20, 0.25
 # Iterations over all images: at least, and as many as there are after mini-batches, which leave little to gain.
 _FULL_AT_LEAST, _FULL_AFTER_MINI = 3, 2
 # Likelihoods of the first iterations are taken to a power that grows to 1 (Ueda & Nakano 1998).
-_HOTTEST, _COOLING = 0.25, 8
-# A class with less than this part of an equal share is given half of the largest one.
-_DEAD = 0.1
+_HOTTEST, _COOLING = 0.03, 10
 _SPECTRUM_IMAGES = 1024
 
 
@@ -270,7 +266,8 @@ def _first_state(job: _Job, cluster: Cluster) -> State:
         max_probability=blank, log_evidence=blank, cross=per_ring, square=per_ring, power=per_ring,
         seen=np.zeros(n, dtype=bool),
         numerator=np.stack([sums.numerator] * 2), denominator=np.stack([sums.denominator] * 2),
-        sums_share=np.zeros((2, k)), summed_shell=shell, full=0, last=options.max_iterations == 1 and not _in_batches(job),
+        sums_share=np.zeros((2, k)), summed_shell=shell, full=0,
+        last=options.max_iterations == 1 and not _in_batches(job),
     )  # fmt: skip
 
 
@@ -364,16 +361,22 @@ def _rows(job: _Job, state: State) -> np.ndarray:
     return rows
 
 
+def _cooling(job: _Job) -> int:
+    """Iterations until likelihoods are what they are; the last ones always are."""
+    return _COOLING if _in_batches(job) else min(_COOLING, job.options.max_iterations // 2)
+
+
 def _setting(job: _Job, state: State) -> Setting:
     """How images are compared: shifts about a quarter of the resolution apart."""
     shift_range = (job.options.shift_range_A or 0.1 * job.diameter_A) / job.pixel_size_A
     first = max(shell_at(job.options.initial_lowpass_A, job.box_px, job.pixel_size_A), 3)
     coarse_shell = min(first, state.shell)
     coarse_step, step = (max(0.5, job.box_px / (4.5 * shell)) for shell in (coarse_shell, state.shell))
-    cold = _HOTTEST ** max(0, 1 - state.iteration / _COOLING)
+    cold = _HOTTEST ** max(0, 1 - state.iteration / max(1, _cooling(job)))
     fine_range = max(1.5 * step, 0.75 * coarse_step) if state.shell > first else shift_range
     return Setting(
-        job.rings_for(state.shell), state.share, state.noise_power / cold, coarse_shell, classification.shift_grid(shift_range, coarse_step),
+        job.rings_for(state.shell), state.share, state.noise_power / cold, coarse_shell,
+        classification.shift_grid(shift_range, coarse_step),
         state.shell, classification.shift_grid(fine_range, step), max(shift_range, step),
     )  # fmt: skip
 
@@ -486,22 +489,19 @@ def _update(
     noise[there, : residual.shape[1]] = np.maximum(residual, 1e-3 * residual.mean(axis=1, keepdims=True))
     resolved = _resolved(made.averages.frc)
     typical = float(np.average(resolved, weights=made.share))
-    best = float(np.max(resolved[made.share > _DEAD / len(resolved)], initial=1.0))
+    best = float(np.max(resolved[made.share > references.DEAD / len(resolved)], initial=1.0))
     full = state.full + (not mini)
     number = state.iteration + 1
     images, share = made.averages.images, made.share
     if not state.last:
-        images, share = revived(made)
-        images = centred(images)
-    converged = number > _COOLING and full >= _FULL_AT_LEAST and changed < _CHANGED
+        excess = classification.unexplained(made.found, state.noise_power[job.data.groups[made.rows]], state.shell)
+        own = made.found.usable
+        left = np.bincount(made.found.class_number[own], excess[own], minlength=len(share))
+        images, share = references.revived(made.averages, share, left)
+        images = references.centred(images)
+    converged = number > _cooling(job) and full >= _FULL_AT_LEAST and changed < _CHANGED
     most = min(job.options.max_iterations, _FULL_AFTER_MINI) if _in_batches(job) else job.options.max_iterations
-    first = max(shell_at(job.options.initial_lowpass_A, box, pixel), 3)
-    ahead = ranking.weighted_quantile(resolved, made.share, _AHEAD)
-    shell = int(np.clip(ahead + _HEADROOM_SHELLS, first, job.shell_max))
-    if number < 3:
-        shell = first
-    # Resolution comes a few shells at a time, so that no image is lost on the way.
-    shell = min(shell, state.shell + 4)
+    shell = references.grown(state.shell, made.averages.frc, made.share) if number >= _FIRST_ITERATIONS else state.shell
     updated = replace(
         state, iteration=number, images=images, share=share, noise_power=noise, shell=shell, seen=seen, full=full,
         numerator=np.stack([half.numerator for half in blended]),
@@ -522,35 +522,6 @@ def _update(
     return updated, figures
 
 
-def revived(made: _Made) -> tuple[np.ndarray, np.ndarray]:
-    """Class images and shares in which classes that lost their images share those of the largest: each gets the average
-    of one of its halves."""
-    images, share = made.averages.images.copy(), made.share.copy()
-    for dead in np.flatnonzero(share < _DEAD / len(share)):
-        largest = int(np.argmax(share))
-        if share[largest] < 2 / len(share):
-            break
-        images[largest], images[dead] = (half[largest] for half in made.averages.halves)
-        share[largest] = share[dead] = share[largest] / 2
-    return images, share
-
-
-def centred(images: np.ndarray) -> np.ndarray:
-    """Class images moved by at most a pixel towards having their centre of mass in the middle; their particles follow
-    by themselves."""
-    box = images.shape[1]
-    axis = np.arange(box) - box // 2
-    weight = np.clip(images - 0.2 * images.max(axis=(1, 2), keepdims=True), 0, None)
-    total = np.maximum(weight.sum(axis=(1, 2)), 1e-20)
-    x, y = (weight.sum(axis=1) @ axis) / total, (weight.sum(axis=2) @ axis) / total
-    shift = -np.stack([x, y], axis=1)
-    length = np.maximum(np.hypot(*shift.T), 1e-9)
-    shift *= np.minimum(1, 1 / length)[:, None]
-    frequency_x, frequency_y = np.fft.rfftfreq(box), np.fft.fftfreq(box)[:, None]
-    phases = np.exp(-2j * np.pi * (shift[:, 0, None, None] * frequency_x + shift[:, 1, None, None] * frequency_y))
-    return np.fft.irfft2(np.fft.rfft2(images) * phases, (box, box)).astype(np.float32)
-
-
 def _write(job: _Job, state: State, made: _Made, run: Run) -> Class2dResult:
     box, pixel, data = job.box_px, job.pixel_size_A, job.data
     used = state.class_number >= 0
@@ -567,29 +538,28 @@ def _write(job: _Job, state: State, made: _Made, run: Run) -> Class2dResult:
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
     numbers = np.where(used, place[state.class_number], 0)
-    strength, misfit = classification.strength_and_misfit(
-        state.cross, state.square, state.power, state.noise_power[data.groups], job.shell_max
+    misfit = classification.misfit(
+        state.cross, state.square, state.power, state.noise_power[data.groups], job.diameter_px / box
     )
-    reasons = ranking.judge_particles(table.kept[numbers] & used, numbers, misfit, strength, state.log_evidence)
-    psi_deg = np.rad2deg(state.psi_rad)
+    judged = ranking.judge_particles(
+        table.rank, numbers[used], misfit[used], state.log_evidence[used], np.hypot(*state.origin_px[used].T)
+    )
+    psi_deg = np.rad2deg(state.psi_rad[used])
     zero = np.zeros(len(psi_deg))
-    particles = data.particles.replace(
+    particles = data.particles.take(used).replace(
         rotation=matrix_from_euler(zero, zero, psi_deg),
-        origin_A=state.origin_px * data.ctf.pixel_size_A[:, None],
-        class_number=numbers + 1,
-        log_likelihood=state.log_evidence,
-        max_probability=state.max_probability,
+        origin_A=(state.origin_px * data.ctf.pixel_size_A[:, None])[used],
+        class_number=numbers[used] + 1,
+        log_likelihood=state.log_evidence[used],
+        max_probability=state.max_probability[used],
     )
-    particles = replace(
-        particles,
-        extra=particles.extra
-        | {
-            "dcryoClassProbability": np.char.mod("%.4f", state.class_probability),
-            "dcryoStrength": np.char.mod("%.5g", strength),
-            "dcryoMisfit": np.char.mod("%.5g", misfit),
-            "dcryoFlag": reasons,
-        },
-    ).take(used)
+    found = {
+        "dcryoClassProbability": np.char.mod("%.4f", state.class_probability[used]),
+        "dcryoMisfit": np.char.mod("%.5g", misfit[used]),
+        "dcryoUnlike": np.char.mod("%.4g", judged.unlike),
+        "dcryoFlag": judged.reason,
+    }
+    particles = replace(particles, extra=particles.extra | found)
     with mrc.StackWriter(run.path / CLASSES, len(images), box, pixel, "float32") as writer:
         writer.write(0, images)
     write_class_table(run.path / TABLE, table)
