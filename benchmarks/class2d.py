@@ -85,6 +85,8 @@ RELION = (
 RUNS = {
     **{name: (name, 40, "") for name, of in SETS.items() if of.junk},
     "clean-20": ("clean", 20, ""),
+    "fewer-mini": ("fewer", 30, ""),
+    "fewer-full": ("fewer", 30, "--no-mini-batch"),
     "clean-20-seed-1": ("clean", 20, "--seed 1"),
     "many-mini": ("many", 50, ""),
     "many-full": ("many", 50, "--no-mini-batch"),
@@ -225,18 +227,23 @@ def correlations(images: np.ndarray, shells: np.ndarray, truth: np.ndarray, wide
 
 def run_dcryo(folder: Path, name: str) -> dict:
     data, classes, more = RUNS[name]
+    diameter_A = SETS[data].molecule.diameter_A
+    words = DCRYO.format(data=data, classes=classes, out=f"run-{name}", diameter=diameter_A).split() + more.split()
+    return {"measured": measured.run(words, folder, f"{name}.log")} | scored(folder, name)
+
+
+def scored(folder: Path, name: str) -> dict:
+    """Figures of a run that is there, and of what is selected from it."""
+    data = RUNS[name][0]
     molecule = SETS[data].molecule
     wide_px, side_A = molecule.diameter_A / molecule.pixel_A, BOX * molecule.pixel_A
-    words = DCRYO.format(data=data, classes=classes, out=f"run-{name}", diameter=molecule.diameter_A).split()
-    words += more.split()
-    found: dict = {"measured": measured.run(words, folder, f"{name}.log")}
     table = read_class_table(folder / f"run-{name}" / "classes.star")
     stack = mrc.open_stack(folder / f"run-{name}" / "classes.mrcs")
     truth = mrc.read_map(folder / data / "truth.mrc").array
     agreement = correlations(stack.read(np.arange(stack.n)), side_A / table.resolution_A, truth, wide_px)
     kept = table.kept
     weights = table.particles[kept] / table.particles[kept].sum()
-    found |= {
+    found: dict = {
         "correlation_median": float(np.median(agreement[kept])),
         "correlation_least": float(agreement[kept].min()),
         "resolution_A": float(np.sum(weights * table.resolution_A[kept])),
@@ -324,12 +331,12 @@ def report(folder: Path) -> str:
         memory = max(run["measured"]["tree_bytes"] for run in runs) / MIB
         rows.append(
             [
-                name, len(runs), middle(run["measured"]["wall_s"] for run in runs), one["iterations"], f"{memory:.0f}",
+                name, len(runs), middle(run["measured"]["cpu_s"] for run in runs), one["iterations"], f"{memory:.0f}",
                 one["kept_classes"], f"{one['resolution_A']:.1f}", f"{one['correlation_median']:.3f}",
                 f"{one['correlation_least']:.3f}",
             ]
         )  # fmt: skip
-    heading = ["run", "repeats", "wall s", "iterations", "MiB", "classes kept", "resolution A", "correlation", "least"]
+    heading = ["run", "repeats", "CPU s", "iterations", "MiB", "classes kept", "resolution A", "correlation", "least"]
     paths = sorted((folder / "results").glob("*.json"))
     where = measured.described(measured.load(path)["machine"] for path in paths)
     parts = ["# 2D classification\n", f"Written by `benchmarks/class2d.py` on {where}.\n"]
@@ -339,14 +346,18 @@ def report(folder: Path) -> str:
         "truth that is most like it, up to that resolution: the median and the least of the classes that are kept.\n"
     )
     parts.append(table(heading, rows))
-    junk = folder / "results" / "junk.1.json"
-    if junk.exists():
-        found = measured.load(junk)
-        kept = "; ".join(f"{kind} {100 * part:.0f} %" for kind, part in found["kept_of_kind"].items())
-        parts.append(
-            f"\nAfter `select --auto`: {100 * found['good_kept']:.1f} % of the particles are kept, "
-            f"{100 * found['junk_gone']:.1f} % of the junk is gone. Kept: {kept}.\n"
-        )
+    junk = []
+    for name, of in SETS.items():
+        path = folder / "results" / f"{name}.1.json"
+        if of.junk and path.exists():
+            found = measured.load(path)
+            parts_kept = [f"{100 * part:.0f}" for part in found["kept_of_kind"].values()][1:]
+            junk.append([name, f"{100 * found['good_kept']:.1f}", f"{100 * found['junk_gone']:.1f}", *parts_kept])
+    parts.append(
+        "\nAfter `select --auto`, in percent: the particles that are kept, the junk that is gone, and what is kept of "
+        "each kind of it. The weights of `kernels/ranking.py` were chosen on `junk` and `junk-channel`.\n"
+    )
+    parts.append(table(["set", "particles kept", "junk gone", *KINDS[1:]], junk))
     if (folder / "run-clean-20-seed-1" / "particles.star").exists():
         parts.append(f"\nSame sets from another seed: {100 * overlap(folder, 'clean-20', 'clean-20-seed-1'):.0f} %.\n")
     return "\n".join(parts)
