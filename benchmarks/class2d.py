@@ -1,18 +1,21 @@
 """2D classification: what it keeps of a stack with junk, beside RELION's, and what mini-batches save.
 
-    python benchmarks/class2d.py data FOLDER
+    python benchmarks/class2d.py data FOLDER [--only SET ...]
     python benchmarks/class2d.py run FOLDER [--only NAME ...] [--repeat 3]
     python benchmarks/class2d.py report FOLDER --output docs/benchmarks-class2d.md
 
 Particles are of beta-galactosidase (5A1A) without one chain, which has no symmetry, box 64 of 3.54 A, SNR 0.05; a fifth
 is junk in equal parts: empty ice, halves (cut across the longest axis, centred on themselves), boxes between two
-particles, heaps of four to six. `clean` has none. Each run leaves FOLDER/results/NAME.json and is not repeated.
+particles, heaps of four to six. `clean` has none. The other sets with junk are of other seeds and molecules (TRPV1
+without one chain, the alpha-beta dimer of haemoglobin). Each run leaves FOLDER/results/NAME.json and is not repeated.
 """
 
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import gemmi
 import measured
@@ -36,12 +39,43 @@ from dcryo.steps import simulation
 from dcryo.steps.simulation import Microscope
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-BOX, PIXEL_A, DIAMETER_A, SNR = 64, 3.54, 190, 0.05
-MICROSCOPE = Microscope(BOX, PIXEL_A, 300.0, 2.7, 0.1, 8000.0, 20000.0, 300.0, 100.0, 1.5, 0.0, 100.0)
+BOX, SNR = 64, 0.05
 KINDS = ("particles", "empty ice", "halves", "between two", "heaps")
-# name -> particles, part that is junk
-SETS = {"junk": (3000, 0.2), "clean": (3000, 0.0), "many": (20000, 0.0)}
-DCRYO = "dcryo class2d {data}.zarr --classes {classes} --mask-diameter 190 --out {out} --overwrite"
+
+
+class Molecule(NamedTuple):
+    """A model without some of its chains, and how it is imaged: pixel size and diameter of the mask."""
+
+    file: str
+    without: str
+    pixel_A: float
+    diameter_A: float
+
+
+class Set(NamedTuple):
+    """Images of a molecule, of which a part is junk."""
+
+    molecule: Molecule
+    count: int
+    junk: float
+    seed: int
+
+
+GALACTOSIDASE = Molecule("5a1a.pdb", "D", 3.54, 190)
+CHANNEL = Molecule("3j5p.pdb", "D", 3.1, 170)
+HAEMOGLOBIN = Molecule("2dhb.pdb", "", 1.3, 70)
+SETS = {
+    "junk": Set(GALACTOSIDASE, 3000, 0.2, 0),
+    "junk-seed-1": Set(GALACTOSIDASE, 3000, 0.2, 1),
+    "junk-seed-2": Set(GALACTOSIDASE, 3000, 0.2, 2),
+    "junk-channel": Set(CHANNEL, 3000, 0.2, 0),
+    "junk-channel-seed-1": Set(CHANNEL, 3000, 0.2, 1),
+    "junk-haemoglobin": Set(HAEMOGLOBIN, 3000, 0.2, 0),
+    "clean": Set(GALACTOSIDASE, 3000, 0.0, 0),
+    "many": Set(GALACTOSIDASE, 20000, 0.0, 0),
+    "fewer": Set(GALACTOSIDASE, 8000, 0.0, 0),
+}
+DCRYO = "dcryo class2d {data}.zarr --classes {classes} --mask-diameter {diameter:g} --out {out} --overwrite"
 RELION = (
     "relion_refine --o ../relion/run --i particles.star --ctf --iter 25 --tau2_fudge 2 --particle_diameter 190 "
     "--K 20 --flatten_solvent --zero_mask --oversampling 1 --psi_step 12 --offset_range 5 --offset_step 2 --norm "
@@ -49,49 +83,56 @@ RELION = (
 )
 # name -> set, classes, more options
 RUNS = {
-    "junk": ("junk", 40, ""),
+    **{name: (name, 40, "") for name, of in SETS.items() if of.junk},
     "clean-20": ("clean", 20, ""),
+    "fewer-mini": ("fewer", 30, ""),
+    "fewer-full": ("fewer", 30, "--no-mini-batch"),
     "clean-20-seed-1": ("clean", 20, "--seed 1"),
     "many-mini": ("many", 50, ""),
     "many-full": ("many", 50, "--no-mini-batch"),
 }
 
 
-def density(folder: Path) -> np.ndarray:
-    structure = gemmi.read_structure(str(SHARED_DATA / "models" / "5a1a.pdb"))
-    for chain in [chain.name for chain in structure[0]]:
-        if chain == "D":
-            structure[0].remove_chain(chain)
-    path = folder / "model.pdb"
+def microscope(molecule: Molecule) -> Microscope:
+    return Microscope(BOX, molecule.pixel_A, 300.0, 2.7, 0.1, 8000.0, 20000.0, 300.0, 100.0, 1.5, 0.0, 100.0)
+
+
+def density(folder: Path, molecule: Molecule) -> np.ndarray:
+    structure = gemmi.read_structure(str(SHARED_DATA / "models" / molecule.file))
+    for chain in molecule.without:
+        structure[0].remove_chain(chain)
+    path = folder / molecule.file
     structure.write_minimal_pdb(str(path))
     model = read_model(path)
     centred = model.position_A - model.position_A.mean(axis=0)
-    return gaussian_density(centred, model.amplitude, model.bfactor_A2, BOX, PIXEL_A)
+    return gaussian_density(centred, model.amplitude, model.bfactor_A2, BOX, molecule.pixel_A)
 
 
-def make_set(folder: Path, name: str, volume: np.ndarray) -> None:
+def make_set(folder: Path, name: str) -> None:
     """particles.star and its stack, truth.mrc, and kinds.npy: what each image is of."""
     here = folder / name
     here.mkdir(exist_ok=True)
-    count, junk = SETS[name]
+    molecule, count, junk, seed = SETS[name]
+    seen, pixel_A = microscope(molecule), molecule.pixel_A
+    volume = density(folder, molecule)
     micrograph = simulation.micrograph_of(count, count // 100)
-    truth = simulation.draw_truth(MICROSCOPE, 0, micrograph)
+    truth = simulation.draw_truth(seen, seed, micrograph)
     pixels = simulation.image_pixels(BOX)
-    pilot = simulation.signal(slices.prepare(volume, pixels.shell_max), MICROSCOPE, truth.take(slice(0, 256)))
+    pilot = simulation.signal(slices.prepare(volume, pixels.shell_max), seen, truth.take(slice(0, 256)))
     volume = volume * np.float32(math.sqrt(SNR / np.mean(simulation.pixel_variance(pilot, BOX))))
     whole = slices.prepare(volume, pixels.shell_max)
     half, off = cut(volume, pixels.shell_max)
     kinds = np.zeros(count, dtype=int)
-    spoilt = generator(0, "kinds", 0).permutation(count)[: int(junk * count)]
+    spoilt = generator(seed, "kinds", 0).permutation(count)[: int(junk * count)]
     kinds[spoilt] = 1 + np.arange(len(spoilt)) % 4
-    colour, wide = simulation.noise_amplitude(MICROSCOPE), DIAMETER_A / PIXEL_A
+    colour, wide = simulation.noise_amplitude(seen), molecule.diameter_A / pixel_A
 
     def projection(of: np.ndarray, rotation: np.ndarray, shift_px: np.ndarray) -> np.ndarray:
         moved = shift_phases(pixels, shift_px[None], BOX, len(pixels.kx))
         return slices.extract(of, rotation[None], pixels, BOX) * moved
 
     def one(row: int) -> np.ndarray:
-        rotation, shift, own = truth.rotation[row], -truth.origin_A[row] / PIXEL_A, generator(0, "junk", row)
+        rotation, shift, own = truth.rotation[row], -truth.origin_A[row] / pixel_A, generator(seed, "junk", row)
         if kinds[row] == 0:
             return projection(whole, rotation, shift)
         if kinds[row] == 1:
@@ -105,18 +146,18 @@ def make_set(folder: Path, name: str, volume: np.ndarray) -> None:
             return projection(whole, others[0], side) + projection(whole, others[1], -side)
         return sum(projection(whole, other, own.uniform(-0.4, 0.4, 2) * wide) for other in others)
 
-    with mrc.StackWriter(here / "particles.mrcs", count, BOX, PIXEL_A, "float32") as writer:
+    with mrc.StackWriter(here / "particles.mrcs", count, BOX, pixel_A, "float32") as writer:
         for row in range(count):
             transfer = ctf(
-                pixels.kx, pixels.ky, BOX, PIXEL_A, truth.defocus_u_A[row], truth.defocus_v_A[row],
+                pixels.kx, pixels.ky, BOX, pixel_A, truth.defocus_u_A[row], truth.defocus_v_A[row],
                 truth.defocus_angle_deg[row], 300.0, 2.7, 0.1,
             )  # fmt: skip
             transform = unpack(pixels, (one(row) * transfer).astype(np.complex64), BOX)
-            noise = generator(0, "noise", row).standard_normal((BOX, BOX), dtype=np.float32)
+            noise = generator(seed, "noise", row).standard_normal((BOX, BOX), dtype=np.float32)
             writer.write(row, fft.irfft2(transform + colour * fft.rfft2(noise), BOX))
     optics = {
         "group": 1, "voltage_kV": 300.0, "spherical_aberration_mm": 2.7, "amplitude_contrast": 0.1,
-        "pixel_size_A": PIXEL_A, "box_px": BOX,
+        "pixel_size_A": pixel_A, "box_px": BOX,
     }  # fmt: skip
     columns = {
         "image_path": np.full(count, "particles.mrcs"),
@@ -129,7 +170,7 @@ def make_set(folder: Path, name: str, volume: np.ndarray) -> None:
     }
     particles = Particles(columns, {key: np.array([value]) for key, value in optics.items()})
     star.write_particles(here / "particles.star", particles)
-    mrc.write_map(here / "truth.mrc", volume, PIXEL_A)
+    mrc.write_map(here / "truth.mrc", volume, pixel_A)
     np.save(here / "kinds.npy", kinds)
 
 
@@ -144,17 +185,16 @@ def cut(volume: np.ndarray, shell_max: int) -> tuple[np.ndarray, np.ndarray]:
     return slices.prepare(half, shell_max), centre
 
 
-def make_data(folder: Path) -> None:
+def make_data(folder: Path, only: Sequence[str] | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    volume = density(folder)
-    for name in SETS:
+    for name in only or SETS:
         if not (folder / f"{name}.zarr").exists():
-            make_set(folder, name, volume)
+            make_set(folder, name)
             words = ["dcryo", "import", f"{name}/particles.star", "--out", f"{name}.zarr", "--overwrite"]
             measured.run(words, folder, "import.log")
 
 
-def correlations(images: np.ndarray, shells: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def correlations(images: np.ndarray, shells: np.ndarray, truth: np.ndarray, wide_px: float) -> np.ndarray:
     """Correlation of each class image with the projection of the truth that is most like it, (K,).
 
     Over views 7 degrees apart, all in-plane angles and shifts of up to 3 px, under the mask and up to the shell to
@@ -164,7 +204,7 @@ def correlations(images: np.ndarray, shells: np.ndarray, truth: np.ndarray) -> n
     views = sampling.pixel_count(order)
     rotations = sampling.rotation_matrices(order, np.arange(views), np.zeros(views, int), np.eye(3))
     pixels = half_plane((BOX - 1) // 2)
-    mask = circle(BOX, DIAMETER_A / PIXEL_A, 3)
+    mask = circle(BOX, wide_px, 3)
     cuts = slices.extract(slices.prepare(truth, pixels.shell_max), rotations, pixels, BOX)
     projections = fft.irfft2(unpack(pixels, cuts, BOX), BOX) * mask
     found = []
@@ -187,23 +227,30 @@ def correlations(images: np.ndarray, shells: np.ndarray, truth: np.ndarray) -> n
 
 def run_dcryo(folder: Path, name: str) -> dict:
     data, classes, more = RUNS[name]
-    words = f"{DCRYO.format(data=data, classes=classes, out='run-' + name)} {more}".split()
-    found: dict = {"measured": measured.run(words, folder, f"{name}.log")}
+    diameter_A = SETS[data].molecule.diameter_A
+    words = DCRYO.format(data=data, classes=classes, out=f"run-{name}", diameter=diameter_A).split() + more.split()
+    return {"measured": measured.run(words, folder, f"{name}.log")} | scored(folder, name)
+
+
+def scored(folder: Path, name: str) -> dict:
+    """Figures of a run that is there, and of what is selected from it."""
+    data = RUNS[name][0]
+    molecule = SETS[data].molecule
+    wide_px, side_A = molecule.diameter_A / molecule.pixel_A, BOX * molecule.pixel_A
     table = read_class_table(folder / f"run-{name}" / "classes.star")
     stack = mrc.open_stack(folder / f"run-{name}" / "classes.mrcs")
     truth = mrc.read_map(folder / data / "truth.mrc").array
-    shells = BOX * PIXEL_A / table.resolution_A
-    agreement = correlations(stack.read(np.arange(stack.n)), shells, truth)
+    agreement = correlations(stack.read(np.arange(stack.n)), side_A / table.resolution_A, truth, wide_px)
     kept = table.kept
     weights = table.particles[kept] / table.particles[kept].sum()
-    found |= {
+    found: dict = {
         "correlation_median": float(np.median(agreement[kept])),
         "correlation_least": float(agreement[kept].min()),
         "resolution_A": float(np.sum(weights * table.resolution_A[kept])),
         "kept_classes": int(kept.sum()),
         "iterations": len(json.loads((folder / f"run-{name}" / "run.json").read_text())["iterations"]),
     }
-    if data == "junk":
+    if SETS[data].junk:
         words = ["dcryo", "select", f"run-{name}", "--auto", "--out", f"{name}-selected.zarr", "--overwrite"]
         measured.run(words, folder, f"{name}-select.log")
         kinds, rows = np.load(folder / data / "kinds.npy"), open_store(folder / f"{name}-selected.zarr").rows()
@@ -224,8 +271,9 @@ def run_relion(folder: Path) -> dict:
     used = share > 0.1 / len(share)
     truth = mrc.read_map(folder / "clean" / "truth.mrc").array
     # Compared at the resolution of dcryo's classes too, which its own estimate may not reach.
-    agreement = correlations(stack.read(np.arange(stack.n)), BOX * PIXEL_A / resolution, truth)
-    at_18 = correlations(stack.read(np.arange(stack.n)), np.full(stack.n, BOX * PIXEL_A / 18), truth)
+    wide_px, side_A = GALACTOSIDASE.diameter_A / GALACTOSIDASE.pixel_A, BOX * GALACTOSIDASE.pixel_A
+    agreement = correlations(stack.read(np.arange(stack.n)), side_A / resolution, truth, wide_px)
+    at_18 = correlations(stack.read(np.arange(stack.n)), np.full(stack.n, side_A / 18), truth, wide_px)
     return found | {
         "correlation_median": float(np.median(agreement[used])),
         "correlation_least": float(agreement[used].min()),
@@ -256,7 +304,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if options.command == "data":
-        make_data(options.folder)
+        make_data(options.folder, options.only)
     elif options.command == "run":
         results = options.folder / "results"
         for repeat in range(1, options.repeat + 1):
@@ -283,12 +331,12 @@ def report(folder: Path) -> str:
         memory = max(run["measured"]["tree_bytes"] for run in runs) / MIB
         rows.append(
             [
-                name, len(runs), middle(run["measured"]["wall_s"] for run in runs), one["iterations"], f"{memory:.0f}",
+                name, len(runs), middle(run["measured"]["cpu_s"] for run in runs), one["iterations"], f"{memory:.0f}",
                 one["kept_classes"], f"{one['resolution_A']:.1f}", f"{one['correlation_median']:.3f}",
                 f"{one['correlation_least']:.3f}",
             ]
         )  # fmt: skip
-    heading = ["run", "repeats", "wall s", "iterations", "MiB", "classes kept", "resolution A", "correlation", "least"]
+    heading = ["run", "repeats", "CPU s", "iterations", "MiB", "classes kept", "resolution A", "correlation", "least"]
     paths = sorted((folder / "results").glob("*.json"))
     where = measured.described(measured.load(path)["machine"] for path in paths)
     parts = ["# 2D classification\n", f"Written by `benchmarks/class2d.py` on {where}.\n"]
@@ -298,14 +346,18 @@ def report(folder: Path) -> str:
         "truth that is most like it, up to that resolution: the median and the least of the classes that are kept.\n"
     )
     parts.append(table(heading, rows))
-    junk = folder / "results" / "junk.1.json"
-    if junk.exists():
-        found = measured.load(junk)
-        kept = "; ".join(f"{kind} {100 * part:.0f} %" for kind, part in found["kept_of_kind"].items())
-        parts.append(
-            f"\nAfter `select --auto`: {100 * found['good_kept']:.1f} % of the particles are kept, "
-            f"{100 * found['junk_gone']:.1f} % of the junk is gone. Kept: {kept}.\n"
-        )
+    junk = []
+    for name, of in SETS.items():
+        path = folder / "results" / f"{name}.1.json"
+        if of.junk and path.exists():
+            found = measured.load(path)
+            parts_kept = [f"{100 * part:.0f}" for part in found["kept_of_kind"].values()][1:]
+            junk.append([name, f"{100 * found['good_kept']:.1f}", f"{100 * found['junk_gone']:.1f}", *parts_kept])
+    parts.append(
+        "\nAfter `select --auto`, in percent: the particles that are kept, the junk that is gone, and what is kept of "
+        "each kind of it. The weights of `kernels/ranking.py` were chosen on `junk` and `junk-channel`.\n"
+    )
+    parts.append(table(["set", "particles kept", "junk gone", *KINDS[1:]], junk))
     if (folder / "run-clean-20-seed-1" / "particles.star").exists():
         parts.append(f"\nSame sets from another seed: {100 * overlap(folder, 'clean-20', 'clean-20-seed-1'):.0f} %.\n")
     return "\n".join(parts)

@@ -34,7 +34,7 @@ from dcryo.kernels import fsc, masks, ranking, rings
 from dcryo.kernels.ctf import ctf
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import resolution_A, shell_at
-from dcryo.steps import classification
+from dcryo.steps import classification, references
 from dcryo.steps.classification import Averages, Found, Images, Sums
 
 # The half set of each class agree by this where the class is resolved: they were compared with the same images, so that
@@ -46,15 +46,18 @@ _SEEN_DIAMETER = 1.25
 _SCORES_BYTES = 8 << 20
 # Averages of so many images, not aligned, are the first classes.
 _FIRST_AVERAGE = 30
-_HEADROOM_SHELLS = 3
+# So many iterations at the resolution of the first classes.
+_FIRST_ITERATIONS = 3
+# Images are summed this far past the shell up to which they are compared, to see how far classes are resolved.
+_SUMMED_PAST = 6
 # Full iterations end when so few images change their class.
 _CHANGED = 0.01
 # Mini-batches: images per class in each, how many iterations, and how much of the sums an iteration replaces.
 _PER_CLASS, _MINI_ITERATIONS, _REPLACED = 50, 20, 0.25
 # Iterations over all images: at least, and as many as there are after mini-batches, which leave little to gain.
 _FULL_AT_LEAST, _FULL_AFTER_MINI = 3, 2
-# A class with less than this part of an equal share is given half of the largest one.
-_DEAD = 0.1
+# Likelihoods of the first iterations are taken to a power that grows to 1 (Ueda & Nakano 1998).
+_HOTTEST, _COOLING = 0.03, 10
 _SPECTRUM_IMAGES = 1024
 
 
@@ -108,7 +111,8 @@ class State:
     images: (K, D, D) masked; share: (K,); noise_power: (G, D // 2 + 1); shell: up to which images are compared next;
     origin_px (n, 2), class_number (n,), psi_rad, class_probability, max_probability, log_evidence, explained: of each
     particle; seen: (n,) whether it was; stalled, full: iterations without progress, iterations over all images; last:
-    the next iteration is the final one. numerator...: running sums of mini-batches, of both halves.
+    the next iteration is the final one. numerator...: running sums of mini-batches, of both halves, on the rings for
+    summed_shell.
     """
 
     iteration: int
@@ -129,6 +133,7 @@ class State:
     numerator: np.ndarray
     denominator: np.ndarray
     sums_share: np.ndarray
+    summed_shell: int
     full: int
     last: bool
 
@@ -137,10 +142,11 @@ _OF_PARTICLES = (
     "origin_px", "class_number", "psi_rad", "class_probability", "max_probability", "log_evidence", "cross", "square",
     "power",
 )  # fmt: skip
+_OF_RINGS = ("cross", "square", "power")
 _ARRAYS = (
     "images", "share", "noise_power", *_OF_PARTICLES, "seen", "numerator", "denominator", "sums_share",
 )  # fmt: skip
-_FIGURES = ("shell", "full", "last")
+_FIGURES = ("shell", "summed_shell", "full", "last")
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,8 @@ class _Job:
     data: Dataset
     mask: np.ndarray
     diameter_A: float
-    of: rings.Rings
+    seen_px: float
+    shell_max: int
     scratch: Path
 
     @property
@@ -165,6 +172,10 @@ class _Job:
     @property
     def diameter_px(self) -> float:
         return self.diameter_A / self.pixel_size_A
+
+    def rings_for(self, shell: int) -> rings.Rings:
+        """Rings on which images are summed that are compared up to a shell."""
+        return rings.rings(self.box_px, min(self.shell_max, shell + _SUMMED_PAST), self.seen_px)
 
 
 @dataclass(frozen=True)
@@ -199,8 +210,9 @@ def class2d(options: Class2dOptions, *, progress: Progress = print) -> Class2dRe
     with run, em.scratch(run.path) as scratch, connect(options.cluster, options.workers) as cluster:
         run.quarantine(data.store.quarantined)
         seen_px = min(box, _SEEN_DIAMETER * diameter / pixel)
-        of = rings.rings(box, max(4, shell_at(options.resolution_limit_A, box, pixel)), seen_px)
-        job = _Job(options, data, mask, diameter, of, scratch)
+        job = _Job(
+            options, data, mask, diameter, seen_px, max(4, shell_at(options.resolution_limit_A, box, pixel)), scratch
+        )
         progress(
             f"{len(data.particles)} particles, box {box} px of {pixel:g} A, {options.classes} classes, diameter "
             f"{diameter:.0f} A, on {cluster.description}"
@@ -229,12 +241,13 @@ def _latest(run: Run) -> State | None:
 
 def _first_state(job: _Job, cluster: Cluster) -> State:
     """Averages of a few images each, not aligned, and the mean power of the images as noise."""
-    options, data, of = job.options, job.data, job.of
+    options, data = job.options, job.data
     n, k = len(data.particles), options.classes
     everyone = np.arange(n)
     sample = everyone[:: max(1, n // _SPECTRUM_IMAGES)]
     power = graph.call(em.mean_power, [_shard(job, sample, "spectrum")], data.n_groups, n, name="power")
     shell = max(shell_at(options.initial_lowpass_A, job.box_px, job.pixel_size_A), 3)
+    of = job.rings_for(shell)
     chosen = generator(options.seed, "first classes", 0)
     per_class = min(n, _FIRST_AVERAGE)
     firsts = [
@@ -245,7 +258,7 @@ def _first_state(job: _Job, cluster: Cluster) -> State:
         for number in range(k)
     ]  # fmt: skip
     power, firsts = graph.compute((power, firsts), cluster)
-    blank, per_ring = np.zeros(n), np.zeros((n, of.shell_max + 1), dtype=np.float32)
+    blank, per_ring = np.zeros(n), np.zeros((n, job.shell_max + 1), dtype=np.float32)
     sums = classification.empty_sums(of, k, data.n_groups)
     return State(
         iteration=0, images=np.stack(firsts) * job.mask, share=np.full(k, 1 / k), noise_power=power, shell=shell,
@@ -253,7 +266,8 @@ def _first_state(job: _Job, cluster: Cluster) -> State:
         max_probability=blank, log_evidence=blank, cross=per_ring, square=per_ring, power=per_ring,
         seen=np.zeros(n, dtype=bool),
         numerator=np.stack([sums.numerator] * 2), denominator=np.stack([sums.denominator] * 2),
-        sums_share=np.zeros((2, k)), full=0, last=options.max_iterations == 1 and not _in_batches(job),
+        sums_share=np.zeros((2, k)), summed_shell=shell, full=0,
+        last=options.max_iterations == 1 and not _in_batches(job),
     )  # fmt: skip
 
 
@@ -347,15 +361,22 @@ def _rows(job: _Job, state: State) -> np.ndarray:
     return rows
 
 
+def _cooling(job: _Job) -> int:
+    """Iterations until likelihoods are what they are; the last ones always are."""
+    return _COOLING if _in_batches(job) else min(_COOLING, job.options.max_iterations // 2)
+
+
 def _setting(job: _Job, state: State) -> Setting:
     """How images are compared: shifts about a quarter of the resolution apart."""
     shift_range = (job.options.shift_range_A or 0.1 * job.diameter_A) / job.pixel_size_A
     first = max(shell_at(job.options.initial_lowpass_A, job.box_px, job.pixel_size_A), 3)
     coarse_shell = min(first, state.shell)
     coarse_step, step = (max(0.5, job.box_px / (4.5 * shell)) for shell in (coarse_shell, state.shell))
+    cold = _HOTTEST ** max(0, 1 - state.iteration / max(1, _cooling(job)))
     fine_range = max(1.5 * step, 0.75 * coarse_step) if state.shell > first else shift_range
     return Setting(
-        job.of, state.share, state.noise_power, coarse_shell, classification.shift_grid(shift_range, coarse_step),
+        job.rings_for(state.shell), state.share, state.noise_power / cold, coarse_shell,
+        classification.shift_grid(shift_range, coarse_step),
         state.shell, classification.shift_grid(fine_range, step), max(shift_range, step),
     )  # fmt: skip
 
@@ -370,6 +391,7 @@ class _Made(NamedTuple):
 def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Progress) -> tuple[State, _Made]:
     started, number, n = time.monotonic(), state.iteration + 1, len(job.data.particles)
     mini, rows, setting = _mini(job, state), _rows(job, state), _setting(job, state)
+    of = setting.of
     path = job.scratch / f"classes{number}.npy"
     packed = io.BytesIO()
     np.save(packed, state.images.astype(np.float32))
@@ -391,10 +413,9 @@ def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Prog
     found = Found(*(np.concatenate(column) for column in zip(*(learned for learned, _ in results), strict=True)))
     order = np.concatenate(rows_of_shards)
     # Running sums of mini-batches forget what was before at a fixed rate (Cappe & Moulines 2009).
-    kept = 0.0
-    if mini and state.iteration > 0:
-        kept = 1 - _REPLACED
+    kept = 1 - _REPLACED if mini and state.iteration > 0 else 0.0
     scale = n / max(1, len(rows))
+    former = job.rings_for(state.summed_shell)
     blended = tuple(
         half._replace(
             numerator=kept * before[0] + (1 - kept) * scale * half.numerator,
@@ -402,10 +423,17 @@ def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Prog
             share=kept * before[2] + (1 - kept) * scale * half.share,
         )
         for half, before in zip(
-            halves, zip(state.numerator, state.denominator, state.sums_share, strict=True), strict=True
+            halves,
+            zip(
+                (rings.moved_to(numerator, former, of) for numerator in state.numerator),
+                (rings.moved_to(denominator, former, of) for denominator in state.denominator),
+                state.sums_share,
+                strict=True,
+            ),
+            strict=True,
         )
     )
-    averages = classification.averages((blended[0], blended[1]), job.mask, job.of)
+    averages = classification.averages((blended[0], blended[1]), job.mask, of)
     share = (blended[0].share + blended[1].share) / max(1e-9, float(np.sum(blended[0].share + blended[1].share)))
     made = _Made(averages, share, found, order)
     run.quarantine(quarantine_rows(job.data, rows_of_shards, [left for _, left in results]))
@@ -445,8 +473,13 @@ def _update(
     usable = made.rows[made.found.usable]
     columns = {name: getattr(state, name).copy() for name in _OF_PARTICLES}
     changed = float(np.mean(made.found.class_number[made.found.usable] != state.class_number[usable]))
-    for name in columns:
-        columns[name][usable] = getattr(made.found, name)[made.found.usable]
+    for name, column in columns.items():
+        learned = getattr(made.found, name)[made.found.usable]
+        if name in _OF_RINGS:
+            column[usable] = 0
+            column[usable, : learned.shape[1]] = learned
+        else:
+            column[usable] = learned
     seen = state.seen.copy()
     seen[usable] = True
     noise = state.noise_power.copy()
@@ -456,26 +489,24 @@ def _update(
     noise[there, : residual.shape[1]] = np.maximum(residual, 1e-3 * residual.mean(axis=1, keepdims=True))
     resolved = _resolved(made.averages.frc)
     typical = float(np.average(resolved, weights=made.share))
-    best = float(np.max(resolved[made.share > _DEAD / len(resolved)], initial=1.0))
+    best = float(np.max(resolved[made.share > references.DEAD / len(resolved)], initial=1.0))
     full = state.full + (not mini)
     number = state.iteration + 1
     images, share = made.averages.images, made.share
     if not state.last:
-        images, share = revived(made)
-        images = centred(images, job.of)
-    converged = full >= _FULL_AT_LEAST and changed < _CHANGED
+        excess = classification.unexplained(made.found, state.noise_power[job.data.groups[made.rows]], state.shell)
+        own = made.found.usable
+        left = np.bincount(made.found.class_number[own], excess[own], minlength=len(share))
+        images, share = references.revived(made.averages, share, left)
+        images = references.centred(images)
+    converged = number > _cooling(job) and full >= _FULL_AT_LEAST and changed < _CHANGED
     most = min(job.options.max_iterations, _FULL_AFTER_MINI) if _in_batches(job) else job.options.max_iterations
-    first = max(shell_at(job.options.initial_lowpass_A, box, pixel), 3)
-    shell = int(np.clip(typical + _HEADROOM_SHELLS, first, job.of.shell_max))
-    if number < 3:
-        shell = first
-    # Resolution comes a few shells at a time, so that no image is lost on the way.
-    shell = min(shell, state.shell + 4)
+    shell = references.grown(state.shell, made.averages.frc, made.share) if number >= _FIRST_ITERATIONS else state.shell
     updated = replace(
         state, iteration=number, images=images, share=share, noise_power=noise, shell=shell, seen=seen, full=full,
         numerator=np.stack([half.numerator for half in blended]),
         denominator=np.stack([half.denominator for half in blended]),
-        sums_share=np.stack([half.share for half in blended]),
+        sums_share=np.stack([half.share for half in blended]), summed_shell=state.shell,
         last=not mini and (converged or full + 1 >= most), **columns,
     )  # fmt: skip
     figures = {
@@ -489,35 +520,6 @@ def _update(
         "mean_log_evidence": float(made.found.log_evidence.mean()),
     }
     return updated, figures
-
-
-def revived(made: _Made) -> tuple[np.ndarray, np.ndarray]:
-    """Class images and shares in which classes that lost their images share those of the largest: each gets the average
-    of one of its halves."""
-    images, share = made.averages.images.copy(), made.share.copy()
-    for dead in np.flatnonzero(share < _DEAD / len(share)):
-        largest = int(np.argmax(share))
-        if share[largest] < 2 / len(share):
-            break
-        images[largest], images[dead] = (half[largest] for half in made.averages.halves)
-        share[largest] = share[dead] = share[largest] / 2
-    return images, share
-
-
-def centred(images: np.ndarray, of: rings.Rings) -> np.ndarray:
-    """Class images moved by at most a pixel towards having their centre of mass in the middle; their particles follow
-    by themselves."""
-    box = of.box_px
-    axis = np.arange(box) - box // 2
-    weight = np.clip(images - 0.2 * images.max(axis=(1, 2), keepdims=True), 0, None)
-    total = np.maximum(weight.sum(axis=(1, 2)), 1e-20)
-    x, y = (weight.sum(axis=1) @ axis) / total, (weight.sum(axis=2) @ axis) / total
-    shift = -np.stack([x, y], axis=1)
-    length = np.maximum(np.hypot(*shift.T), 1e-9)
-    shift *= np.minimum(1, 1 / length)[:, None]
-    frequency_x, frequency_y = np.fft.rfftfreq(box), np.fft.fftfreq(box)[:, None]
-    phases = np.exp(-2j * np.pi * (shift[:, 0, None, None] * frequency_x + shift[:, 1, None, None] * frequency_y))
-    return np.fft.irfft2(np.fft.rfft2(images) * phases, (box, box)).astype(np.float32)
 
 
 def _write(job: _Job, state: State, made: _Made, run: Run) -> Class2dResult:
@@ -536,29 +538,28 @@ def _write(job: _Job, state: State, made: _Made, run: Run) -> Class2dResult:
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
     numbers = np.where(used, place[state.class_number], 0)
-    strength, misfit = classification.strength_and_misfit(
-        state.cross, state.square, state.power, state.noise_power[data.groups], job.of.shell_max
+    misfit = classification.misfit(
+        state.cross, state.square, state.power, state.noise_power[data.groups], job.diameter_px / box
     )
-    reasons = ranking.judge_particles(table.kept[numbers] & used, numbers, misfit, strength, state.log_evidence)
-    psi_deg = np.rad2deg(state.psi_rad)
+    judged = ranking.judge_particles(
+        table.rank, numbers[used], misfit[used], state.log_evidence[used], np.hypot(*state.origin_px[used].T)
+    )
+    psi_deg = np.rad2deg(state.psi_rad[used])
     zero = np.zeros(len(psi_deg))
-    particles = data.particles.replace(
+    particles = data.particles.take(used).replace(
         rotation=matrix_from_euler(zero, zero, psi_deg),
-        origin_A=state.origin_px * data.ctf.pixel_size_A[:, None],
-        class_number=numbers + 1,
-        log_likelihood=state.log_evidence,
-        max_probability=state.max_probability,
+        origin_A=(state.origin_px * data.ctf.pixel_size_A[:, None])[used],
+        class_number=numbers[used] + 1,
+        log_likelihood=state.log_evidence[used],
+        max_probability=state.max_probability[used],
     )
-    particles = replace(
-        particles,
-        extra=particles.extra
-        | {
-            "dcryoClassProbability": np.char.mod("%.4f", state.class_probability),
-            "dcryoStrength": np.char.mod("%.5g", strength),
-            "dcryoMisfit": np.char.mod("%.5g", misfit),
-            "dcryoFlag": reasons,
-        },
-    ).take(used)
+    found = {
+        "dcryoClassProbability": np.char.mod("%.4f", state.class_probability[used]),
+        "dcryoMisfit": np.char.mod("%.5g", misfit[used]),
+        "dcryoUnlike": np.char.mod("%.4g", judged.unlike),
+        "dcryoFlag": judged.reason,
+    }
+    particles = replace(particles, extra=particles.extra | found)
     with mrc.StackWriter(run.path / CLASSES, len(images), box, pixel, "float32") as writer:
         writer.write(0, images)
     write_class_table(run.path / TABLE, table)

@@ -196,6 +196,16 @@ def real_samples(coefficients: np.ndarray, of: Rings) -> np.ndarray:
     return scipy.fft.irfft(coefficients / 2, n=of.angles // 2, axis=0).astype(np.float32)
 
 
+def moved_to(coefficients: np.ndarray, of: Rings, other: Rings) -> np.ndarray:
+    """Coefficients of `series` or `real_series` (orders, ..., R) on other rings of the same boxes: rings and orders
+    that are not there are zero."""
+    steps = of.orders // (len(coefficients) - 1)
+    found = np.zeros((other.orders // steps + 1, *coefficients.shape[1:-1], other.shell_max + 1), coefficients.dtype)
+    orders, shells = min(len(found), len(coefficients)), min(of.shell_max, other.shell_max) + 1
+    found[:orders, ..., :shells] = coefficients[:orders, ..., :shells] * np.float32(other.angles / of.angles)
+    return found
+
+
 @njit(nogil=True, cache=True, fastmath=True)
 def _gather(planes, place, weight, out):  # type: ignore[no-untyped-def]
     for i in range(len(planes)):

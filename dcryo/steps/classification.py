@@ -369,18 +369,27 @@ def mass_and_rim(unmasked: np.ndarray, diameter_px: float, seen: float) -> tuple
     return mass, rim
 
 
-def strength_and_misfit(
-    cross: np.ndarray, square: np.ndarray, power: np.ndarray, noise_power: np.ndarray, shell_max: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """How strong each image is in its class, and how much of its power at low resolution is left over, (n,) each.
+def unexplained(found: Found, noise_power: np.ndarray, shell: int) -> np.ndarray:
+    """Power of each image up to a shell that is neither its class's nor noise, in units of the noise, (n,) float64.
 
-    cross, square, power: (n, R) as in `Found`; noise_power: (n, >= R) that of the particle's group. Strength is the sum
-    of the first over the lowest rings; misfit is the residual power there over that of the noise.
+    noise_power: (n, >= R) that of the particle's group. About zero where the class is right, whatever its resolution.
+    """
+    ring = np.arange(1, shell + 1)
+    noise = noise_power[:, 1 : shell + 1]
+    residual = found.power[:, ring] / noise - (2 * found.cross - found.square)[:, ring] / 2 - 1
+    return np.asarray(2 * np.pi * (residual @ ring.astype(np.float64)))
+
+
+def misfit(
+    cross: np.ndarray, square: np.ndarray, power: np.ndarray, noise_power: np.ndarray, filled: float
+) -> np.ndarray:
+    """How much of the power of each image at low resolution its class leaves over, relative to the noise, (n,).
+
+    cross, square, power: (n, R) as in `Found`; noise_power: (n, >= R) that of the particle's group. Low is up to a
+    tenth of the diameter, which is `filled` of the box.
     """
     ring = np.arange(cross.shape[1])
-    low = (ring >= 1) & (ring <= max(3, shell_max // 3))
-    strong = (ring >= 1) & (ring <= max(2, shell_max // 6))
+    low = (ring >= 1) & (ring <= max(3, round(10 / filled)))
     noise = noise_power[:, : len(ring)]
     residual = (power - noise / 2 * (2 * cross - square)) / np.maximum(noise, 1e-20)
-    misfit = np.sum(residual[:, low] * ring[low], axis=1) / np.sum(ring[low])
-    return 2 * np.pi * np.sum(cross[:, strong] * ring[strong], axis=1), misfit
+    return np.asarray(np.sum(residual[:, low] * ring[low], axis=1) / np.sum(ring[low]))

@@ -1,5 +1,6 @@
 """2D classification of two molecules, from the store to the selection."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import tiny
 
 from dcryo.data import mrc, star
+from dcryo.data.particles import identities
 from dcryo.data.run import Run
 from dcryo.data.store import Store, open_store, select
 from dcryo.errors import InputError
@@ -156,26 +158,27 @@ def test_what_cannot_be_done_is_refused(store: Store, tmp_path: Path, changes: d
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dead_class_shares_the_largest() -> None:
-    images = np.zeros((3, 8, 8), np.float32)
-    halves = tuple(np.stack([np.full((8, 8), 10.0 * half + k) for k in range(3)]) for half in (1, 2))
-    averages = job.Averages(images, images, halves, np.zeros((3, 5)))
-    made = job._Made(averages, np.array([0.89, 0.1, 0.01]), None, None)
-    found, share = job.revived(made)
-    assert share.tolist() == pytest.approx([0.445, 0.1, 0.445])
-    assert (found[0] == 10).all() and (found[2] == 20).all() and (found[1] == 0).all()
-    # Where no class is larger than its share, none is divided.
-    even = job._Made(averages, np.array([0.4, 0.59, 0.01]), None, None)
-    assert job.revived(even)[1].tolist() == [0.4, 0.59, 0.01]
+@pytest.fixture(scope="module")
+def few_views(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, np.ndarray]:
+    """Particles seen from within 20 degrees of one of four directions, and which that is."""
+    folder = tmp_path_factory.mktemp("views")
+    every = tiny.imported(tiny.simulated(folder / "simulated", 1500).truth_star, folder / "every.zarr")
+    views = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [-0.577, -0.577, -0.577]])
+    near = every.particles()["rotation"][:, 2] @ views.T
+    rows = np.flatnonzero(near.max(axis=1) > np.cos(np.deg2rad(20)))
+    return select(every, rows, folder / "views.zarr", {}), near[rows].argmax(axis=1)
 
 
-def test_classes_move_to_the_middle() -> None:
-    box = 32
-    of = rings.rings(box, 8, 20)
-    y, x = np.mgrid[:box, :box] - box // 2
-    blob = np.exp(-((x - 3.0) ** 2 + (y + 2.0) ** 2) / 8).astype(np.float32)
-    images = blob[None]
-    for _ in range(6):
-        images = job.centred(images, of)
-    weight = np.clip(images[0], 0, None)
-    assert abs((weight * x).sum() / weight.sum()) < 0.2 and abs((weight * y).sum() / weight.sum()) < 0.2
+def test_where_views_are_distinct_any_seed_finds_them(few_views: tuple[Store, np.ndarray], tmp_path: Path) -> None:
+    store, view = few_views
+    sets = []
+    for seed in range(3):
+        result = classify(store.path, tmp_path / str(seed), classes=4, max_iterations=20, seed=seed)
+        order = np.argsort(identities(store.particles()))
+        number = np.empty(store.n, int)
+        number[order] = result.particles["class_number"][np.argsort(identities(result.particles))] - 1
+        sets.append(number)
+    for one, other in [*itertools.combinations(sets, 2), *((one, view) for one in sets)]:
+        alike = np.zeros((4, 4))
+        np.add.at(alike, (one, other), 1)
+        assert alike.max(axis=1).sum() > 0.95 * store.n and len(set(alike.argmax(axis=1))) == 4

@@ -95,3 +95,26 @@ def test_a_turn_of_the_image_is_a_shift_along_the_rings():
     found, before = rings.sample(turned, of)[:, 0], rings.sample(image, of)[:, 0]
     expected = np.roll(np.concatenate([before, before.conj()]), of.angles // 4, axis=0)[: of.angles // 2]
     np.testing.assert_allclose(found, expected, atol=0.01 * np.abs(found).max())
+
+
+@pytest.mark.parametrize(("first", "second"), [(6, 10), (10, 6)])
+def test_series_move_to_other_rings_as_if_sampled_there(first, second):
+    box = 32
+    images = np.random.Generator(np.random.Philox(3)).standard_normal((3, box, box)) * circle(box, 12, 3)
+    of, other = rings.rings(box, first, 12), rings.rings(box, second, 12)
+    both = min(first, second) + 1
+    # Orders that a small disc has below the last ring that both have; the others differ by what was cut off.
+    orders = rings.orders_at(rings.rings(box, both - 1, 12), both - 1) - 2
+    found = rings.moved_to(rings.series(rings.sample(images, of), of, of.orders), of, other)
+    expected = rings.series(rings.sample(images, other), other, other.orders)
+    assert found.shape == expected.shape and found.dtype == np.complex64
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found[:orders, :, :both], expected[:orders, :, :both], atol=2e-3 * scale)
+    assert not found[:, :, both:].any()
+    power = [np.abs(rings.sample(images, ring)).astype(np.float32) ** 2 for ring in (of, other)]
+    found = rings.moved_to(rings.real_series(power[0], of, of.orders), of, other)
+    expected = rings.real_series(power[1], other, other.orders)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(
+        found[: orders // 2, :, :both], expected[: orders // 2, :, :both], atol=2e-3 * np.abs(expected).max()
+    )
