@@ -46,8 +46,6 @@ _SEEN_DIAMETER = 1.25
 _SCORES_BYTES = 8 << 20
 # Averages of so many images, not aligned, are the first classes.
 _FIRST_AVERAGE = 30
-# So many iterations at the resolution of the first classes.
-_FIRST_ITERATIONS = 3
 # Images are summed this far past the shell up to which they are compared, to see how far classes are resolved.
 _SUMMED_PAST = 6
 # Full iterations end when so few images change their class.
@@ -56,8 +54,9 @@ _CHANGED = 0.01
 _PER_CLASS, _MINI_ITERATIONS, _REPLACED = 50, 20, 0.25
 # Iterations over all images: at least, and as many as there are after mini-batches, which leave little to gain.
 _FULL_AT_LEAST, _FULL_AFTER_MINI = 3, 2
-# Likelihoods of the first iterations are taken to a power that grows to 1 (Ueda & Nakano 1998).
-_HOTTEST, _COOLING = 0.03, 10
+# Likelihoods of the first iterations are taken to a power that grows to 1 (Ueda & Nakano 1998), from one at which an
+# image's evidence is about this. Less, and all classes become one; resolution grows in the second half.
+_HOT_EVIDENCE, _COOLING = 2.0, 10
 _SPECTRUM_IMAGES = 1024
 
 
@@ -112,7 +111,7 @@ class State:
     origin_px (n, 2), class_number (n,), psi_rad, class_probability, max_probability, log_evidence, explained: of each
     particle; seen: (n,) whether it was; stalled, full: iterations without progress, iterations over all images; last:
     the next iteration is the final one. numerator...: running sums of mini-batches, of both halves, on the rings for
-    summed_shell.
+    summed_shell. evidence: mean log-evidence of an image, if likelihoods were not taken to a power.
     """
 
     iteration: int
@@ -134,6 +133,7 @@ class State:
     denominator: np.ndarray
     sums_share: np.ndarray
     summed_shell: int
+    evidence: float
     full: int
     last: bool
 
@@ -146,7 +146,7 @@ _OF_RINGS = ("cross", "square", "power")
 _ARRAYS = (
     "images", "share", "noise_power", *_OF_PARTICLES, "seen", "numerator", "denominator", "sums_share",
 )  # fmt: skip
-_FIGURES = ("shell", "summed_shell", "full", "last")
+_FIGURES = ("shell", "summed_shell", "evidence", "full", "last")
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ def _first_state(job: _Job, cluster: Cluster) -> State:
         max_probability=blank, log_evidence=blank, cross=per_ring, square=per_ring, power=per_ring,
         seen=np.zeros(n, dtype=bool),
         numerator=np.stack([sums.numerator] * 2), denominator=np.stack([sums.denominator] * 2),
-        sums_share=np.zeros((2, k)), summed_shell=shell, full=0,
+        sums_share=np.zeros((2, k)), summed_shell=shell, evidence=0.0, full=0,
         last=options.max_iterations == 1 and not _in_batches(job),
     )  # fmt: skip
 
@@ -366,16 +366,21 @@ def _cooling(job: _Job) -> int:
     return _COOLING if _in_batches(job) else min(_COOLING, job.options.max_iterations // 2)
 
 
+def _power(job: _Job, state: State) -> float:
+    """The power to which likelihoods are taken: in proportion, by logarithm, to how far the cooling is."""
+    hottest = min(1.0, _HOT_EVIDENCE / max(state.evidence, 1e-9))
+    return float(hottest ** max(0.0, 1 - state.iteration / max(1, _cooling(job))))
+
+
 def _setting(job: _Job, state: State) -> Setting:
     """How images are compared: shifts about a quarter of the resolution apart."""
     shift_range = (job.options.shift_range_A or 0.1 * job.diameter_A) / job.pixel_size_A
     first = max(shell_at(job.options.initial_lowpass_A, job.box_px, job.pixel_size_A), 3)
     coarse_shell = min(first, state.shell)
     coarse_step, step = (max(0.5, job.box_px / (4.5 * shell)) for shell in (coarse_shell, state.shell))
-    cold = _HOTTEST ** max(0, 1 - state.iteration / max(1, _cooling(job)))
     fine_range = max(1.5 * step, 0.75 * coarse_step) if state.shell > first else shift_range
     return Setting(
-        job.rings_for(state.shell), state.share, state.noise_power / cold, coarse_shell,
+        job.rings_for(state.shell), state.share, state.noise_power / _power(job, state), coarse_shell,
         classification.shift_grid(shift_range, coarse_step),
         state.shell, classification.shift_grid(fine_range, step), max(shift_range, step),
     )  # fmt: skip
@@ -501,12 +506,14 @@ def _update(
         images = references.centred(images)
     converged = number > _cooling(job) and full >= _FULL_AT_LEAST and changed < _CHANGED
     most = min(job.options.max_iterations, _FULL_AFTER_MINI) if _in_batches(job) else job.options.max_iterations
-    shell = references.grown(state.shell, made.averages.frc, made.share) if number >= _FIRST_ITERATIONS else state.shell
+    late = number > max(2, _cooling(job) // 2)
+    shell = references.grown(state.shell, made.averages.frc, made.share) if late else state.shell
+    evidence = float(made.found.log_evidence.mean()) / _power(job, state)
     updated = replace(
         state, iteration=number, images=images, share=share, noise_power=noise, shell=shell, seen=seen, full=full,
         numerator=np.stack([half.numerator for half in blended]),
         denominator=np.stack([half.denominator for half in blended]),
-        sums_share=np.stack([half.share for half in blended]), summed_shell=state.shell,
+        sums_share=np.stack([half.share for half in blended]), summed_shell=state.shell, evidence=evidence,
         last=not mini and (converged or full + 1 >= most), **columns,
     )  # fmt: skip
     figures = {
@@ -517,7 +524,8 @@ def _update(
         "largest_share": float(share.max()),
         "smallest_share": float(share.min()),
         "mean_class_probability": float(made.found.class_probability.mean()),
-        "mean_log_evidence": float(made.found.log_evidence.mean()),
+        "mean_log_evidence": evidence,
+        "likelihood_power": _power(job, state),
     }
     return updated, figures
 

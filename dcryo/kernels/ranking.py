@@ -18,7 +18,7 @@ _FEWEST = 10
 _TYPICAL_RANK = 0.5
 # What evidence and distance count for beside the misfit, and what particles that are kept have at most. Chosen on two
 # sets of simulated particles with junk; docs/benchmarks-class2d.md has others.
-_WEAK, _FAR, _UNLIKE = 2.0, 0.3, 9.0
+_WEAK, _FAR, _UNLIKE = 2.0, 0.3, 11.0
 
 
 class Ranked(NamedTuple):
