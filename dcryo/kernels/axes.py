@@ -31,9 +31,10 @@ from dcryo.kernels.symmetry import operators as point_group
 
 _ORDER = 3
 # Orientations that are refined on the first level, and from one level to the next.
-_CANDIDATES, _KEPT = 32, (10, 4, 2)
+_CANDIDATES, _KEPT = 96, (10, 4, 2)
 _FINER = 1.5
-_ROUNDS, _STEPS = 8, 8
+# Rounds of a refinement and steps of each climb, on the first level and on others.
+_FIRST, _OTHERS = (3, 3), (8, 8)
 _SHORTEST_STEP = 1e-3
 _RANDOM_TURNS = 48
 
@@ -104,15 +105,15 @@ class _Search:
         """The best axes of a group."""
         group = np.asarray(operators, dtype=np.float64)
         rotations, shifts = self._candidates(group)
-        level, kept = self._level, iter(_KEPT)
+        level, kept, effort = self._level, iter(_KEPT), _FIRST
         while True:
-            refined = [self._refined(*one, group, level) for one in zip(rotations, shifts, strict=True)]
+            refined = [self._refined(*one, group, level, *effort) for one in zip(rotations, shifts, strict=True)]
             rotations, shifts, information = (np.array(part) for part in zip(*refined, strict=True))
-            if level == self._shell:
+            if level == self._shell and effort == _OTHERS:
                 break
             near_px = self._box / (2 * np.pi * level)
             rotations, shifts, _ = distinct(rotations, shifts, information, next(kept, _KEPT[-1]), near_px)
-            level = min(self._shell, int(np.ceil(level * _FINER)))
+            level, effort = min(self._shell, int(np.ceil(level * _FINER))), _OTHERS
         best = int(np.argmax(information))
         return SymmetryAxes(rotations[best], shifts[best], False, self._agreement(rotations[best], shifts[best], group))
 
@@ -129,7 +130,7 @@ class _Search:
             place = np.argmax(np.abs(axis @ rotations @ _half_sphere().T), axis=1)
             scores += self._turns(angle)[0][place]
             nearest.append(place)
-        order = np.argsort(-scores, kind="stable")[: 40 * _CANDIDATES]
+        order = np.argsort(-scores, kind="stable")[: 20 * _CANDIDATES]
         best, _, _ = distinct(rotations[order], np.zeros((len(order), 3)), scores[order], _CANDIDATES, 1.0)
         chosen = [int(np.flatnonzero((rotations == one).all(axis=(1, 2)))[0]) for one in best]
         shifts = []
@@ -153,24 +154,26 @@ class _Search:
         return self._of_angle[key]
 
     def _refined(
-        self, rotation: np.ndarray, shift: np.ndarray, group: np.ndarray, shell: int
+        self, rotation: np.ndarray, shift: np.ndarray, group: np.ndarray, shell: int, rounds: int, steps: int
     ) -> tuple[np.ndarray, np.ndarray, float]:
         """The nearest orientation and shift that obey the group best up to a shell, and the information in that."""
         damp = (len(group) - 1) / len(group) * (np.eye(3) - group.mean(axis=0))
         used = self._ball.within(shell)
         mates = np.zeros(len(self._ball.frequencies), dtype=np.complex64)
-        for _ in range(_ROUNDS):
+        for _ in range(rounds):
             mates[:used] = self._mates(rotation, shift, group, shell)
-            turns, shifts, _ = overlay.climb(
-                self._source, mates, rotation[None], shift[None], shell, self._ball, _STEPS
-            )
+            turns, shifts, _ = overlay.climb(self._source, mates, rotation[None], shift[None], shell, self._ball, steps)
             turn, move = damp @ rotvec_from_matrix(turns[0] @ rotation.T), damp @ (shifts[0] - shift)
             rotation, shift = matrix_from_rotvec(turn) @ rotation, shift + move
             if np.linalg.norm(turn) + 2 * np.pi * shell / self._box * np.linalg.norm(move) < _SHORTEST_STEP:
                 break
-        correlations = self._correlations(rotation, shift, group[1:], shell)
-        counts = np.diff(self._ball.start)
-        return rotation, shift, sum(overlay.gain(c, n)[0] for c, n in zip(correlations, counts, strict=False) if n)
+        mates[:used] = self._mates(rotation, shift, group, shell)
+        own, start = self._moved(rotation, shift, np.eye(3), shell), self._ball.start[: shell + 2]
+        # The mates' mean is weaker than they are: its correlation is put back to the mean of theirs.
+        weaker = np.sqrt(overlay.shell_power(mates[:used], start) / np.maximum(overlay.shell_power(own, start), 1e-30))
+        correlations = overlay.shell_correlations(own, mates[:used], start) * weaker
+        counts = np.diff(start)
+        return rotation, shift, sum(overlay.gain(c, n)[0] for c, n in zip(correlations, counts, strict=True) if n)
 
     def _moved(self, rotation: np.ndarray, shift: np.ndarray, turn: np.ndarray, shell: int) -> np.ndarray:
         """The transform (P,) of W(g^T x) up to a shell."""

@@ -302,7 +302,11 @@ def climb(
 
 def phases(frequencies: np.ndarray, shift_px: np.ndarray, box_px: int) -> np.ndarray:
     """exp(-2 pi i k . t / D) of frequencies (P, 3), complex64: what shifts a volume by t (3,)."""
-    return np.exp(-2j * np.pi / box_px * (frequencies.astype(np.float64) @ shift_px)).astype(np.complex64)
+    angles = frequencies @ np.asarray(2 * np.pi / box_px * shift_px, dtype=np.float32)
+    out = np.empty(len(angles), dtype=np.complex64)
+    np.cos(angles, out=out.real)
+    np.sin(-angles, out=out.imag)
+    return out
 
 
 def shell_correlations(first: np.ndarray, second: np.ndarray, start: np.ndarray) -> np.ndarray:

@@ -77,7 +77,7 @@ def test_a_move_is_found_in_noise(case):
     ("name", "assembly"),
     [
         ("5a1a.pdb", None),
-        ("7a4m.cif", "1"),
+        pytest.param("7a4m.cif", "1", marks=pytest.mark.slow),
         pytest.param("3j5p.pdb", None, marks=pytest.mark.slow),
         pytest.param("2dhb.pdb", None, marks=pytest.mark.slow),
     ],

@@ -48,7 +48,10 @@ def off_centre_px(axes, true, centre, group):
     return np.linalg.norm(off - true.T @ group.mean(axis=0) @ true @ off)
 
 
-@pytest.mark.parametrize("symmetry", ["C2", "C4", "C7", "D2", "D7", "T", "O", "I1"])
+@pytest.mark.parametrize(
+    "symmetry",
+    ["C4", "D2", "D7", "O", "I1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("C2", "C7", "T"))],
+)
 def test_axes_are_found(symmetry):
     group, random = operators(symmetry), generator(1, symmetry, 0)
     volume, turn, centre = turned_map(phantom(group, RADIUS_A.get(symmetry, 70), 3).position_A, random)
@@ -75,7 +78,12 @@ def test_axes_are_found_in_noise(symmetry):
 
 
 @pytest.mark.parametrize(
-    ("name", "assembly", "symmetry"), [("5a1a.pdb", None, "D2"), ("7a4m.cif", "1", "O"), ("3j5p.pdb", None, "C4")]
+    ("name", "assembly", "symmetry"),
+    [
+        ("5a1a.pdb", None, "D2"),
+        pytest.param("7a4m.cif", "1", "O", marks=pytest.mark.slow),
+        pytest.param("3j5p.pdb", None, "C4", marks=pytest.mark.slow),
+    ],
 )
 def test_axes_of_real_molecules_in_noise(shared_data, name, assembly, symmetry):
     group, random = operators(symmetry), generator(3, name, 0)
