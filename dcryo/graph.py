@@ -4,6 +4,7 @@ A graph is a function of the data set alone, but for the keys of its tasks; wher
 the order of any sum.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
@@ -45,10 +46,14 @@ def _single_threaded(function: Callable, *arguments: Any) -> Any:
 
 
 def _limit_native_threads() -> None:
-    """BLAS and OpenMP stay on their task's thread, so that tasks alone fill the cores; OpenMP counts per thread."""
-    if not getattr(_thread, "limited", False):
+    """BLAS and OpenMP stay on their task's thread, so that tasks alone fill the cores; OpenMP counts per thread.
+
+    A library that was imported since the last task brings threads of its own.
+    """
+    loaded = len(sys.modules)
+    if getattr(_thread, "limited_with", 0) != loaded:
         threadpool_limits(1)
-        _thread.limited = True
+        _thread.limited_with = loaded
 
 
 def each(
