@@ -76,7 +76,7 @@ def main() -> None:
         paths = simulated(given.out, given.box, given.pixel, *given.limits)
     half1, half2, mask = paths
     options = LocalResolutionOptions(
-        run_or_half1=half1, half2=half2, mask=mask, threshold=given.threshold, window_A=given.window, workers=2,
+        source=half1, half2=half2, mask=mask, threshold=given.threshold, window_A=given.window, workers=2,
         out=given.out / "dcryo", overwrite=True,
     )  # fmt: skip
     for _ in range(2):  # the first compiles

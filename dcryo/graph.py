@@ -4,7 +4,6 @@ A graph is a function of the data set alone, but for the keys of its tasks; wher
 the order of any sum.
 """
 
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
@@ -46,14 +45,10 @@ def _single_threaded(function: Callable, *arguments: Any) -> Any:
 
 
 def _limit_native_threads() -> None:
-    """BLAS and OpenMP stay on their task's thread, so that tasks alone fill the cores; OpenMP counts per thread.
-
-    A library that was imported since the last task brings threads of its own.
-    """
-    loaded = len(sys.modules)
-    if getattr(_thread, "limited_with", 0) != loaded:
+    """BLAS and OpenMP stay on their task's thread, so that tasks alone fill the cores; OpenMP counts per thread."""
+    if not getattr(_thread, "limited", False):
         threadpool_limits(1)
-        _thread.limited_with = loaded
+        _thread.limited = True
 
 
 def each(

@@ -17,7 +17,6 @@ from dcryo.euler import matrix_from_euler
 from dcryo.jobs.dataset import Dataset, Shard, mini_batch, quarantine_rows, shard_rows
 from dcryo.jobs.options import Progress
 from dcryo.kernels import masks, rings, rotations, sampling
-from dcryo.kernels.ctf import ctf
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import resolution_A
 from dcryo.steps import classification, first_models
@@ -215,10 +214,8 @@ def working(shard: Shard, some: slice, of: rings.Rings) -> tuple[np.ndarray, np.
     batch, bad = shard.read(some)
     box = shard.store.box_px
     images = batch.images * masks.circle(box, box - 6, 5)
-    columns = (column[some] for column in shard.ctf)
-    transfer = ctf(of.kx.ravel(), of.ky.ravel(), box, *columns).reshape(-1, *of.kx.shape)
     working = first_models.working_images(images, of.box_px)
-    return working, np.ascontiguousarray(np.swapaxes(transfer, 0, 1)), batch.group, bad
+    return working, shard.transfer_on_rings(some, of), batch.group, bad
 
 
 def ring_power(shard: Shard, of: rings.Rings, groups: int) -> np.ndarray:
@@ -245,10 +242,10 @@ class Learned(NamedTuple):
     rows_of_shards: list[np.ndarray]
     left_out: list[dict[int, str]]
 
-    @property
-    def log_evidence(self) -> float:
-        """Mean over the images of the logarithm of how much better the models explain them than nothing does."""
-        return float(self.found.log_evidence[self.found.usable].mean())
+
+def mean_evidence(found: Sequence[Found]) -> float:
+    """Mean over the usable images of the logarithm of how much better the models explain them than nothing does."""
+    return float(np.mean(np.concatenate([of.log_evidence[of.usable] for of in found])))
 
 
 def expect_shard(shard: Shard, models_path: Path, start: int, setting: Setting) -> tuple:
@@ -363,7 +360,7 @@ def iterate(
         "phase": plan.name,
         "images": len(plan.rows[0]),
         "compared_to_A": job.resolution_A(plan.shell),
-        "log_evidence": [round(of_start.log_evidence, 3) for of_start in learned],
+        "log_evidence": [round(mean_evidence([of_start.found]), 3) for of_start in learned],
         "share": np.round(share, 4).tolist(),
         "max_probability": [round(float(of_start.found.max_probability.mean()), 4) for of_start in learned],
         "seconds": round(time.monotonic() - began, 2),

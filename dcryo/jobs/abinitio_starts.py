@@ -19,6 +19,7 @@ from dcryo.jobs.abinitio_iterations import (
     State,
     everything,
     expect,
+    mean_evidence,
     order,
     ring_power,
     shard,
@@ -159,7 +160,7 @@ def agreed(job: Job, state: State, cluster: Cluster) -> State:
         for first, second in pairs
     ]
     evidence, matches = graph.compute((evidence, matches), cluster)
-    means = np.array([np.mean(np.concatenate([found.log_evidence for found in shards])) for shards in evidence])
+    means = np.array([mean_evidence(shards) for shards in evidence])
     shells = np.full((count, count), float(job.work_px // 2))
     for (first, second), found in zip(pairs, matches, strict=True):
         shells[first, second] = shells[second, first] = min(fsc.crossing(match.fsc, fsc.HALF) for match in found)
@@ -185,7 +186,7 @@ def agreed(job: Job, state: State, cluster: Cluster) -> State:
     agreement = Agreement(
         [best, *others],
         np.round(means, 3).tolist(),
-        round(float(np.mean(np.concatenate([found.log_evidence for found in of_blob]))), 3),
+        round(mean_evidence(of_blob), 3),
         [[job.resolution_A(value) for value in row] for row in shells],
         [round(float(agree), 3) for _, agree in common],
     )

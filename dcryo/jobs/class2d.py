@@ -25,13 +25,13 @@ from dcryo.jobs.dataset import (
     Shard,
     load_dataset,
     mask_edge_px,
+    mini_batch,
     particle_diameter_A,
     quarantine_rows,
     shard_rows,
 )
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
 from dcryo.kernels import fsc, masks, ranking, rings
-from dcryo.kernels.ctf import ctf
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import resolution_A, shell_at
 from dcryo.steps import classification, references
@@ -285,18 +285,11 @@ def first_class(shard: Shard, of: rings.Rings, shell: int) -> np.ndarray:
     if not usable.any():
         return np.zeros((of.box_px,) * 2, dtype=np.float32)
     sampled = rings.sample(batch.images[usable], of)
-    transfer = _transfer(shard, slice(None), of)[:, usable]
+    transfer = shard.transfer_on_rings(slice(None), of)[:, usable]
     weight = np.sum(transfer**2, axis=1)
     average = np.sum(transfer * sampled, axis=1) / (weight + 0.5 * weight.mean())
     average[:, shell + 1 :] = 0
     return rings.images_of(average[:, None], of)[0]
-
-
-def _transfer(shard: Shard, some: slice, of: rings.Rings) -> np.ndarray:
-    """CTFs of a batch on the rings, (angles / 2, n, R) float32."""
-    columns = (column[some] for column in shard.ctf)
-    found = ctf(of.kx.ravel(), of.ky.ravel(), of.box_px, *columns).reshape(-1, *of.kx.shape)
-    return np.ascontiguousarray(np.swapaxes(found, 0, 1))
 
 
 def classify_shard(shard: Shard, images_path: Path, setting: Setting) -> tuple:
@@ -316,7 +309,7 @@ def classify_shard(shard: Shard, images_path: Path, setting: Setting) -> tuple:
         some = slice(first, first + step)
         batch, bad = shard.read(some)
         edge = masks.circle(of.box_px, of.box_px - 6, 5)
-        own = Images(batch.images * edge, _transfer(shard, some, of), inverse[batch.group], batch.origin_px)
+        own = Images(batch.images * edge, shard.transfer_on_rings(some, of), inverse[batch.group], batch.origin_px)
         unseen = np.flatnonzero(~shard.trusted[some])
         if len(unseen):
             origin = own.origin_px.copy()
@@ -346,19 +339,11 @@ def _mini(job: _Job, state: State) -> bool:
 
 
 def _rows(job: _Job, state: State) -> np.ndarray:
-    """The images of an iteration: all, or a mini-batch of runs of neighbours, drawn without replacement, epoch after
-    epoch."""
+    """The images of an iteration: all, or a mini-batch."""
     n = len(job.data.particles)
     if not _mini(job, state):
         return np.arange(n)
-    run_length = 64
-    runs = -(-n // run_length)
-    wanted = max(1, round(_PER_CLASS * job.options.classes / run_length))
-    epoch, place = divmod(state.iteration * wanted, runs)
-    order = [generator(job.options.seed, "mini-batches", epoch + later).permutation(runs) for later in (0, 1)]
-    taken = np.sort(np.concatenate(order)[place : place + wanted])
-    rows = np.concatenate([np.arange(run * run_length, min(n, (run + 1) * run_length)) for run in np.unique(taken)])
-    return rows
+    return mini_batch(n, _PER_CLASS * job.options.classes, job.options.seed, "mini-batches", state.iteration)
 
 
 def _cooling(job: _Job) -> int:

@@ -15,6 +15,7 @@ from dcryo.errors import InputError
 from dcryo.kernels import filters, masks
 from dcryo.kernels.ctf import ctf
 from dcryo.kernels.randomness import generator
+from dcryo.kernels.rings import Rings
 from dcryo.kernels.shells import half_plane
 from dcryo.steps.expectation import Batch
 
@@ -268,6 +269,12 @@ class Shard:
         """CTFs of a batch, (n, P) float32 on `half_plane(D // 2)`."""
         every = half_plane(self.store.box_px // 2)
         return ctf(every.kx, every.ky, self.store.box_px, *(column[some] for column in self.ctf))
+
+    def transfer_on_rings(self, some: slice, of: Rings) -> np.ndarray:
+        """CTFs of a batch on rings, (angles / 2, n, R) float32. Rings of a smaller box with the same field of view will
+        do: frequencies are in Fourier pixels."""
+        found = ctf(of.kx.ravel(), of.ky.ravel(), self.store.box_px, *(column[some] for column in self.ctf))
+        return np.ascontiguousarray(np.swapaxes(found.reshape(-1, *of.kx.shape), 0, 1))
 
     def read(self, some: slice) -> tuple[Batch, dict[int, str]]:
         """A batch of the shard's images with their CTFs; and which of them cannot be used, as position -> reason.

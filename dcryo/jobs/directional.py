@@ -13,8 +13,8 @@ from dcryo.data.atomic import replacing
 from dcryo.data.curves import write_curves
 from dcryo.data.run import Run
 from dcryo.errors import InputError
-from dcryo.jobs.given_maps import load_half_maps, load_solvent_mask
-from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, argument
+from dcryo.jobs.given_maps import HalfMapOptions, load_half_maps, load_solvent_mask
+from dcryo.jobs.options import ClusterOptions, Progress
 from dcryo.kernels import directional, fft, fsc
 from dcryo.kernels.symmetry import operators
 from dcryo.steps.anisotropy import Anisotropy, verdict
@@ -22,15 +22,13 @@ from dcryo.steps.anisotropy import Anisotropy, verdict
 _TASKS = 8
 
 
-class DirectionalOptions(OutOptions, ClusterOptions):
+class DirectionalOptions(HalfMapOptions, ClusterOptions):
     """Resolution by direction of a run's half maps, or of two files, and how evenly the particles' views cover it.
 
     Writes directional.csv (curves over shells), directions.csv, fsc3d.mrc (the FSC at every frequency, zero frequency
     at the centre of the box) and a report, which says whether views are missing.
     """
 
-    run_or_half1: Path = argument("directory of a run, or a half map")
-    half2: Path | None = argument("the other half map, where the first is one", default=None)
     mask: Path | None = Field(
         None,
         description="where the particle is (map of 0 to 1; default: the run's mask, or a sphere of 0.85 of the box)",
@@ -56,7 +54,7 @@ class DirectionalResult:
 def directional_resolution(options: DirectionalOptions, *, progress: Progress = print) -> DirectionalResult:
     """Directional resolution; see `DirectionalOptions`. InputError for bad input, before work starts."""
     check_kind(options.cluster)
-    halves = load_half_maps(options.run_or_half1, options.half2, options.symmetry)
+    halves = load_half_maps(options.source, options.half2, options.symmetry)
     mask, mask_path = load_solvent_mask(options.mask, halves)
     group = operators(halves.symmetry)
     source = options.particles or _particles_of(halves.run)

@@ -10,6 +10,7 @@ from dcryo.data.model import AtomicModel
 from dcryo.data.run import Run
 from dcryo.errors import InputError
 from dcryo.jobs.dataset import DEFAULT_DIAMETER, mask_edge_px
+from dcryo.jobs.options import OutOptions, argument
 from dcryo.kernels import masks
 from dcryo.kernels.fsc import shell_correlation
 from dcryo.kernels.likeness import likeness
@@ -22,6 +23,13 @@ _NEGATIVE = -0.3
 _SAME = 1 - 1e-9
 # Nor do two halves agree like this in every shell up to Nyquist, as a map and its filtered copy do.
 _SAME_IN_SHELLS = 0.999
+
+
+class HalfMapOptions(OutOptions):
+    """Which half maps a job looks at; `load_half_maps` reads them."""
+
+    source: Path = argument("directory of a run of refine or reconstruct, or the first half map")
+    half2: Path | None = argument("the second half map (default: the first's name with half2 for half1)", default=None)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from dcryo.cluster import check_kind, connect
 from dcryo.data import mrc
 from dcryo.data.run import Run
 from dcryo.errors import InputError, RunError
-from dcryo.jobs.given_maps import load_half_maps, load_solvent_mask
-from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, argument
+from dcryo.jobs.given_maps import HalfMapOptions, load_half_maps, load_solvent_mask
+from dcryo.jobs.options import ClusterOptions, Progress
 from dcryo.kernels import fft, fsc, local_fsc
 from dcryo.steps import local_resolution
 
@@ -23,14 +23,12 @@ _TASKS = 8
 _PERCENTILES = (5, 25, 50, 75, 95)
 
 
-class LocalResolutionOptions(OutOptions, ClusterOptions):
+class LocalResolutionOptions(HalfMapOptions, ClusterOptions):
     """Local resolution of a run's half maps, or of two files, and the map filtered and sharpened by it.
 
     Writes localres.mrc (in Angstrom), map_local.mrc and a report.
     """
 
-    run_or_half1: Path = argument("directory of a run, or a half map")
-    half2: Path | None = argument("the other half map, where the first is one", default=None)
     mask: Path | None = Field(
         None,
         description="where the particle is (map of 0 to 1; default: the run's mask, or a sphere of 0.85 of the box)",
@@ -67,7 +65,7 @@ class LocalResolutionResult:
 def localres(options: LocalResolutionOptions, *, progress: Progress = print) -> LocalResolutionResult:
     """Local resolution; see `LocalResolutionOptions`. InputError for bad input, before work starts."""
     check_kind(options.cluster)
-    halves = load_half_maps(options.run_or_half1, options.half2, None)
+    halves = load_half_maps(options.source, options.half2, None)
     mask, mask_path = load_solvent_mask(options.mask, halves)
     box, pixel = halves.box_px, halves.pixel_size_A
     curve = fsc.shell_correlation(halves.first * mask, halves.second * mask)

@@ -15,8 +15,8 @@ from dcryo.data.postprocess_star import write_postprocess_star
 from dcryo.data.run import Run
 from dcryo.errors import InputError
 from dcryo.jobs.dataset import mask_edge_px
-from dcryo.jobs.given_maps import HalfMaps, load_given_mask, load_half_maps, placed_A
-from dcryo.jobs.options import OutOptions, Progress, SeedOptions, argument
+from dcryo.jobs.given_maps import HalfMapOptions, HalfMaps, load_given_mask, load_half_maps, placed_A
+from dcryo.jobs.options import Progress, SeedOptions
 from dcryo.kernels import density, filters, fsc, mask_effect, masks, sharpening, significance, solvent
 from dcryo.kernels.shells import resolution_A
 from dcryo.kernels.symmetry import operators
@@ -35,15 +35,13 @@ _MASKED_BEFORE = 0.1
 _VOLUME_A3_PER_KDA = 1212.0
 
 
-class PostprocessOptions(OutOptions, SeedOptions):
+class PostprocessOptions(HalfMapOptions, SeedOptions):
     """Mask, FSC and sharpening of a pair of half maps, and what is wrong with them.
 
     Writes map.mrc (the mean of the halves), map_sharp.mrc, mask.mrc, fsc.csv, fsc.xml, guinier.csv and postprocess.star
     (which RELION reads). The mask is found in the map unless one of --mask, --mask-model and --mask-diameter is given.
     """
 
-    source: Path = argument("directory of a run of refine or reconstruct, or the first half map")
-    half2: Path | None = argument("the second half map (default: the first's name with half2 for half1)", default=None)
     mask: Path | None = Field(None, description="mask (map of 0 to 1)")
     mask_model: Path | None = Field(None, description="atomic model, in its place in the map, to make the mask from")
     mask_diameter_A: float | None = Field(None, gt=0, description="diameter of a soft sphere to take as the mask")

@@ -151,7 +151,8 @@ def _sweep(table, weights, frames, images, rotations):  # type: ignore[no-untype
             rotations[i, 2, axis] = frame[2, axis]
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+# Without fastmath, for the reason that `overlay._shell_sums` gives.
+@njit(nogil=True, cache=True)
 def _score(table, weight, frames, other, scores):  # type: ignore[no-untyped-def]
     """Add what one image says of all orientations of another: (C, 2 LINES), directions by turns in the plane."""
     circle = 2 * LINES

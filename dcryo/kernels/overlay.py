@@ -152,7 +152,9 @@ def gain(correlation, count):  # type: ignore[no-untyped-def]
     return (value if correlation > 0 else -value), slope
 
 
-@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+# Without fastmath: code that may be rearranged is so in another way where it is compiled into its caller, and whether
+# that is what runs depends on which process compiled it. Bits must not.
+@njit(nogil=True, cache=True, error_model="numpy")
 def _shell_sums(source, turn, shift, frequencies, first, last, onto, sums):  # type: ignore[no-untyped-def]
     """Sums over one shell, frequencies[first:last], into sums (_SUMS,) float64; turn: (3, 3) float32 times the
     padding."""

@@ -89,18 +89,12 @@ def test_refinement_succeeds_from_it(made: AbinitioResult, store: Store, tmp_pat
     assert refine(options, progress=tiny.quiet).resolution_A < 15
 
 
-def test_same_bits_on_more_threads(made: AbinitioResult, store: Store, tmp_path: Path) -> None:
-    other = models(store.path, tmp_path / "run", workers=3)
+@pytest.mark.parametrize(("kind", "workers"), [("threads", 3), ("processes", 2)])
+def test_same_bits_wherever_it_runs(
+    made: AbinitioResult, store: Store, tmp_path: Path, kind: str, workers: int | None
+) -> None:
+    other = models(store.path, tmp_path / "run", cluster=kind, workers=workers)
     assert tiny.digests(other.out, WRITTEN) == tiny.digests(made.out, WRITTEN)
-
-
-def test_same_bits_on_processes(store: Store, tmp_path: Path) -> None:
-    """As a user runs them: commands, each in a fresh process."""
-    for kind in ("threads", "processes"):
-        words = [sys.executable, "-m", "dcryo", "abinitio", str(store.path), "--out", str(tmp_path / kind)]
-        words += ["--starts", "2", "--mask-diameter", str(DIAMETER_A), "--iterations", "20", "--resolution-limit", "16"]
-        subprocess.run([*words, "--cluster", kind, "--workers", "2"], check=True, capture_output=True)
-    assert tiny.digests(tmp_path / "threads", WRITTEN) == tiny.digests(tmp_path / "processes", WRITTEN)
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(made: AbinitioResult, store: Store, tmp_path: Path) -> None:

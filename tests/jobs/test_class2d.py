@@ -114,9 +114,9 @@ def test_mini_batches_come_before_iterations_over_all(
     monkeypatch.setattr(job, "_MINI_ITERATIONS", 6)
     result = classify(store.path, tmp_path / "out", max_iterations=4)
     images = [row["images"] for row in Run.open(result.out).record["iterations"]]
-    # Runs of 64 neighbours, of which the last has 32.
-    assert set(images[:6]) <= {32, 64} and set(images[6:]) == {store.n}
-    assert sum(images[:3]) == sum(images[3:6]) == store.n
+    # Runs of 32 neighbours, of which there are five in an epoch.
+    assert set(images[:6]) == {32} and set(images[6:]) == {store.n}
+    assert sum(images[:5]) == store.n
     assert classify(store.path, tmp_path / "other", max_iterations=2, mini_batch=False)
     assert {row["images"] for row in Run.open(tmp_path / "other").record["iterations"]} == {store.n}
 

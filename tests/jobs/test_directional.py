@@ -86,7 +86,7 @@ def test_curves_by_direction_are_those_to_the_truth(run) -> None:
 
 def test_the_same_bits_on_any_workers(run, tmp_path: Path) -> None:
     for name, workers in (("a", 1), ("b", 3)):
-        options = DirectionalOptions(run_or_half1=run[0], out=tmp_path / name, workers=workers)
+        options = DirectionalOptions(source=run[0], out=tmp_path / name, workers=workers)
         directional_resolution(options, progress=tiny.quiet)
     assert tiny.digests(tmp_path / "a", FILES) == tiny.digests(tmp_path / "b", FILES)
 
@@ -98,5 +98,5 @@ def test_particles_without_poses_are_refused(run, tmp_path: Path, capsys) -> Non
 
 
 def test_symmetry_halves_the_directions(run, tmp_path: Path) -> None:
-    options = DirectionalOptions(run_or_half1=run[0], symmetry="C2", out=tmp_path / "out")
+    options = DirectionalOptions(source=run[0], symmetry="C2", out=tmp_path / "out")
     assert len(directional_resolution(options, progress=tiny.quiet).directions) == pytest.approx(192, abs=20)

@@ -66,10 +66,10 @@ def test_a_run_is_taken_with_its_mask(halves: tuple[Path, Path], tmp_path: Path)
     for path in halves:
         (run / path.name).write_bytes(path.read_bytes())
     mrc.write_map(run / "mask.mrc", sphere(BOX, 36, 4), PIXEL)
-    made = localres(LocalResolutionOptions(run_or_half1=run, out=tmp_path / "out"), progress=tiny.quiet)
+    made = localres(LocalResolutionOptions(source=run, out=tmp_path / "out"), progress=tiny.quiet)
     np.testing.assert_array_equal(mrc.read_map(tmp_path / "out" / "mask.mrc").array, sphere(BOX, 36, 4))
     given = LocalResolutionOptions(
-        run_or_half1=halves[0], half2=halves[1], mask=run / "mask.mrc", out=tmp_path / "files", workers=1
+        source=halves[0], half2=halves[1], mask=run / "mask.mrc", out=tmp_path / "files", workers=1
     )
     again = localres(given, progress=tiny.quiet)
     # Also the same bits on one worker as on several.
@@ -80,7 +80,7 @@ def test_a_run_is_taken_with_its_mask(halves: tuple[Path, Path], tmp_path: Path)
 def test_processes_give_the_same_bits(halves: tuple[Path, Path], tmp_path: Path) -> None:
     for name, cluster in (("a", "threads"), ("b", "processes")):
         options = LocalResolutionOptions(
-            run_or_half1=halves[0], half2=halves[1], out=tmp_path / name, cluster=cluster, workers=2
+            source=halves[0], half2=halves[1], out=tmp_path / name, cluster=cluster, workers=2
         )
         localres(options, progress=tiny.quiet)
     assert tiny.digests(tmp_path / "a", FILES) == tiny.digests(tmp_path / "b", FILES)
