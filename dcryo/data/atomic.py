@@ -28,3 +28,12 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Remove the files of a folder that killed processes left before they took their places.
+
+    Not while another process writes there.
+    """
+    for leftover in folder.glob(".*.[0-9]*.tmp"):
+        leftover.unlink()

@@ -18,8 +18,7 @@ from typing import Any, Self, TextIO
 
 import numpy as np
 
-from dcryo.data import checkpoints
-from dcryo.data.atomic import replacing
+from dcryo.data import atomic, checkpoints
 from dcryo.data.items import ITEMS
 from dcryo.data.provenance import digest, provenance
 from dcryo.errors import InputError
@@ -106,6 +105,7 @@ class Run:
             _refuse_used(path, holds_run)
         _refuse_own_inputs(path, rows)
         lock = _lock(path)
+        atomic.discard_unfinished(path)
         _clear(path)
         run = cls(path, fresh, lock)
         run._write()
@@ -125,6 +125,7 @@ class Run:
             return run
         run._lock = _lock(path)
         checkpoints.discard_unfinished(path / CHECKPOINTS)
+        atomic.discard_unfinished(path)
         run.record["resumed"].append({"utc": _now(), **{key: fresh[key] for key in provenance()}})
         run.record.update(status="running", error=None, finished_utc=None)
         run._write()
@@ -201,7 +202,7 @@ class Run:
     def _write(self) -> None:
         self.record["elapsed_s"] = round(self._elapsed_before_s + time.monotonic() - self._began, 3)
         text = json.dumps(self.record, indent=1, ensure_ascii=False, allow_nan=False)
-        with replacing(self.path / RECORD) as file:
+        with atomic.replacing(self.path / RECORD) as file:
             file.write(f"{text}\n".encode())
 
 
@@ -262,7 +263,8 @@ def _own_files(path: Path) -> list[Path]:
 
     def own(item: Path) -> bool:
         product = is_store or ((item.is_file() or item.suffix == ".zarr") and item.suffix in PRODUCTS)
-        return item.name != LOCK and (product or item.name in (RECORD, CHECKPOINTS, ITEMS))
+        passing = item.name == LOCK or item.suffix == ".tmp"
+        return not passing and (product or item.name in (RECORD, CHECKPOINTS, ITEMS))
 
     return [item for item in sorted(path.iterdir()) if own(item)]
 

@@ -11,6 +11,7 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from dcryo.data import atomic
 from dcryo.data.columns import read_attributes, write_columns
 from dcryo.data.particles import Particles
 from dcryo.data.store import (
@@ -151,7 +152,8 @@ def create(
     begun = {"n_images": n_images, "origin": origin, **attributes}
     refuse_complete(path)
     # Files that a killed process had not yet given their names.
-    for leftover in [*path.rglob("*.partial"), *path.glob(".zarr.json.*.tmp")]:
+    atomic.discard_unfinished(path)
+    for leftover in path.rglob("*.partial"):
         leftover.unlink()
     progress = read_attributes(path)
     if resume and progress.get("format") == UNFINISHED:

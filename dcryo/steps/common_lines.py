@@ -63,11 +63,13 @@ def common_lines_model(
     """A model of the molecule that averages (K, D, D) show.
 
     weights: (K,), such as the numbers of particles; shell: resolution to which averages are good. ValueError for fewer
-    than four averages of a weight above 0. The best of several calls with other random numbers is that of the greatest
-    consistency.
+    than four averages or a weight that is not above 0. The best of several calls with other random numbers is that of
+    the greatest consistency.
     """
-    if np.count_nonzero(weights) < 4:
-        raise ValueError(f"common lines need at least four averages that weigh, got {np.count_nonzero(weights)}")
+    if len(weights) < 4:
+        raise ValueError(f"common lines need at least four averages, got {len(weights)}")
+    if np.min(weights) <= 0:
+        raise ValueError(f"average {np.argmin(weights)} has weight {np.min(weights)}; leave it out")
     weights = weights / np.mean(weights)
     rotation, origin = orient(averages, weights, pixel_size_A, diameter_A, shell, random)
     return match(averages, weights, rotation, origin, pixel_size_A, diameter_A, shell, random)

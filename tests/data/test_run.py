@@ -242,6 +242,18 @@ def test_killed_at_any_moment_the_latest_checkpoint_is_whole(tmp_path: Path) -> 
     assert not list((out / CHECKPOINTS).glob(".*"))
 
 
+@pytest.mark.parametrize("name", ["run", "run.zarr"])
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path, stack: Path, name: str) -> None:
+    out, of_user = tmp_path / name, tmp_path / name / ".mine.tmp"
+    out.mkdir()
+    of_user.touch()
+    for resume in (False, True):
+        left = out / ".run.json.4711.tmp"
+        left.write_text("{")
+        start(out, stack, resume=resume).fail("killed")
+        assert not left.exists() and of_user.exists()
+
+
 def test_two_processes_cannot_write_to_one_run(tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = writer(out)
