@@ -54,7 +54,7 @@ RELION = (
     "--sgd_ini_resol 35 --sgd_fin_resol 15 --sgd_ini_subset 100 --sgd_fin_subset 500 --sgd --denovo_3dref "
     "--i particles.star --ctf --K 1 --sym C1 --flatten_solvent --zero_mask --dont_combine_weights_via_disc "
     "--preread_images --pool 30 --pad 1 --particle_diameter 190 --oversampling 1 --healpix_order 1 --offset_range 6 "
-    "--offset_step 2 --j 2 --random_seed 1"
+    "--offset_step 2 --j 1 --random_seed 1"
 )
 
 
