@@ -79,7 +79,7 @@ DCRYO = "dcryo class2d {data}.zarr --classes {classes} --mask-diameter {diameter
 RELION = (
     "relion_refine --o ../relion/run --i particles.star --ctf --iter 25 --tau2_fudge 2 --particle_diameter 190 "
     "--K 20 --flatten_solvent --zero_mask --oversampling 1 --psi_step 12 --offset_range 5 --offset_step 2 --norm "
-    "--scale --dont_combine_weights_via_disc --preread_images --pool 30 --j 2 --random_seed 1"
+    "--scale --dont_combine_weights_via_disc --preread_images --pool 30 --j 1 --random_seed 1"
 )
 # name -> set, classes, more options
 RUNS = {
