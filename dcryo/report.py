@@ -257,6 +257,8 @@ def _resolution_card(source: Source) -> tuple[str, str, str] | tuple[()]:
     if result.get("classes"):
         kept = f"{result.get('classes_kept', 0)} look good"
         return "Classes", f"{result['classes']}", f"{kept}, the best to {result.get('resolution_A', 0):.1f} Å"
+    if source.record["job"] == "mapmodel" and result.get("resolution_half_A"):
+        return "Map and model", f"{result['resolution_half_A']:.2f} Å", f"FSC {HALF:g}; mean Q {result['q']:.2f}"
     if result.get("resolution_A"):
         return "Resolution", f"{result['resolution_A']:.2f} Å", f"FSC {GOLD_STANDARD:g}"
     if iterations and iterations[-1].get("resolution_A"):

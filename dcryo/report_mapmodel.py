@@ -20,7 +20,8 @@ LEGENDS = {
 }
 LINES = 8
 """So many chains have a line of their own."""
-_SHORTEST = 3
+# A stretch of residues that is shorter, or numbered so far from the others, is of ligands.
+_SHORTEST, _GAP = 3, 50
 FINE = "Nothing was found to be wrong."
 _WORST = 15
 
@@ -99,5 +100,7 @@ def _chains(table: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.n
         if n >= _SHORTEST or len(names) == 1:
             rows = np.flatnonzero(table["chain"] == name)
             rows = rows[np.argsort(table["residue_number"][rows], kind="stable")]
+            stretches = np.split(rows, np.flatnonzero(np.diff(table["residue_number"][rows]) > _GAP) + 1)
+            rows = np.concatenate([one for one in stretches if len(one) >= _SHORTEST] or stretches)
             found[name] = table["residue_number"][rows], table["q"][rows]
     return found

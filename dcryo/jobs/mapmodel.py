@@ -29,6 +29,8 @@ _EXTEND_A = 3.0
 _MISPLACED = 0.3
 # A mirror image, or another place, that fits better by this factor is called out; a place also by this distance.
 _BETTER, _AWAY_PX = 1.1, 0.5
+# A model that correlates by 0.5 with a map only up to a resolution that is so many times coarser does not fit it.
+_COARSER = 2.0
 _LISTED = 20
 
 
@@ -192,6 +194,12 @@ def _compare(
     scaled = map_model.scaled_to(given.array, placed.density, mask)
     table, q = map_model.residue_table(given.array, scaled, pixel, model, placed.atoms_A)
     warnings = _warnings(options, given, model, placed, known_A)
+    if known_A is not None and half > _COARSER * known_A and not warnings:
+        how = "give only the part of it that is in the map" if options.fit else "give --fit to move it"
+        warnings.append(
+            f"Map and model correlate by 0.5 only up to {half:.1f} A, but the map has {known_A:.1f} A: the model does not "
+            f"lie in it as it should; {how}, or check that it is of this molecule."
+        )
     write_curves(run.path / "fsc.csv", box, pixel, curves)
     write_residues(run.path / "residues.csv", run.path / "residues.star", table)
     mrc.write_map(run.path / "model.mrc", placed.density, pixel, origin_A)
@@ -218,7 +226,9 @@ def _compare(
         figures |= _moved(run.path / FITTED_MODEL, options, model, placed, given)
     listed = map_model.standing_out(table)
     figures["standing_out"] = [_name(table, row) for row in listed[:_LISTED].tolist()]
-    if len(listed):
+    if known_A is not None and resolvability.expected_q(known_A) is None:
+        warnings.append(f"At {known_A:.1f} A a map does not resolve atoms: its Q-scores say little.")
+    elif len(listed):
         few = ", ".join(figures["standing_out"][:5])
         warnings.append(
             f"{len(listed)} of {len(table['q'])} residues have Q-scores far below the others': {few}"

@@ -9,8 +9,8 @@ from dcryo.kernels import alignment, fft, filters, fsc, resolvability, shells
 from dcryo.kernels.likeness import AXES, mirrored
 from dcryo.kernels.overlay import framed
 
-# Map and model are compared around a residue out to so far from its atoms.
-REACH_A = 2.5
+# Map and model are compared around a residue out to so far from its atoms, or to where coarse voxels are enough.
+REACH_A, _REACH_PX = 2.5, 1.5
 # A residue stands out by its Q-score where it lies so many robust standard deviations, of at least so much, below the
 # median of all.
 _SIGMAS, _LEAST_SIGMA = 3.0, 0.03
@@ -136,6 +136,7 @@ def residue_table(
         total = np.bincount(group, weights=np.where(used, values, 0.0), minlength=len(count))
         return np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
 
+    reach_A = max(REACH_A, _REACH_PX * pixel_size_A)
     table = {
         "chain": names.chain[start[:-1]],
         "residue_number": names.residue_number[start[:-1]],
@@ -143,7 +144,7 @@ def residue_table(
         "residue": names.residue[start[:-1]],
         "atoms": count,
         "q": mean(q, known),
-        "correlation": resolvability.group_correlations(volume, scaled, pixel_size_A, atoms_A, start, REACH_A),
+        "correlation": resolvability.group_correlations(volume, scaled, pixel_size_A, atoms_A, start, reach_A),
         "bfactor_A2": mean(model.own_bfactor_A2, scored),
     }
     return table, q
