@@ -27,8 +27,9 @@ _MAPS = ("map_sharp.mrc", "map_local.mrc", "map.mrc")
 _EXTEND_A = 3.0
 # Below this correlation at low resolution a model does not lie in a map.
 _MISPLACED = 0.3
-# A mirror image, or another place, that fits better by this factor is called out; a place also by this distance.
-_BETTER, _AWAY_PX = 1.1, 0.5
+# A mirror image, or another place, that fits better by this factor is called out, a place also by this distance; but
+# only where it fits at all: outlines alone correlate by 0.1.
+_BETTER, _AWAY_PX, _FITS = 1.1, 0.5, 0.25
 # A model that correlates by 0.5 with a map only up to a resolution that is so many times coarser does not fit it.
 _COARSER = 2.0
 _LISTED = 20
@@ -197,8 +198,8 @@ def _compare(
     if known_A is not None and half > _COARSER * known_A and not warnings:
         how = "give only the part of it that is in the map" if options.fit else "give --fit to move it"
         warnings.append(
-            f"Map and model correlate by 0.5 only up to {half:.1f} A, but the map has {known_A:.1f} A: the model does not "
-            f"lie in it as it should; {how}, or check that it is of this molecule."
+            f"Map and model correlate by 0.5 only up to {half:.1f} A, but the map has {known_A:.1f} A: the model does "
+            f"not lie in it as it should; {how}, or check that it is of this molecule."
         )
     write_curves(run.path / "fsc.csv", box, pixel, curves)
     write_residues(run.path / "residues.csv", run.path / "residues.star", table)
@@ -289,7 +290,7 @@ def _warnings(
         how = "it is not of this map, or its other parts are missing" if options.fit else "give --fit to move it there"
         lines.append(f"The model does not lie in the map (they correlate by {alike:.2f} at low resolution): {how}.")
     if placed.fit is not None:
-        if placed.fit.mirrored_correlation > _BETTER * placed.fit.correlation:
+        if placed.fit.mirrored_correlation > max(_BETTER * placed.fit.correlation, _FITS):
             lines.append(
                 f"The mirror image of the model fits better ({placed.fit.mirrored_correlation:.3f}) than the model "
                 f"({placed.fit.correlation:.3f}): the map has the wrong hand, mirror it."
@@ -311,13 +312,13 @@ def _misplaced(found: tuple[map_model.Hand, dict[str, map_model.Hand]], pixel_si
     own, mirrors = found
     name = max(mirrors, key=lambda one: mirrors[one].best)
     other = mirrors[name]
-    if other.best > max(_BETTER * own.best, other.chance):
+    if other.best > max(_BETTER * own.best, _FITS, other.chance):
         how = "inverted through the centre" if name == "centre" else f"mirrored along {name}"
         return [
             f"The model fits better once it is {how} ({other.best:.3f}) than as it is ({own.best:.3f}): the map has "
             "the wrong hand, mirror it."
         ]
-    if np.linalg.norm(own.shift_px) > _AWAY_PX and own.best > own.chance:
+    if np.linalg.norm(own.shift_px) > _AWAY_PX and own.best > max(_FITS, own.chance):
         x, y, z = own.shift_px * pixel_size_A
         return [
             f"The model would fit better ({own.best:.3f} against {own.here:.3f}) shifted by {x:.1f}, {y:.1f}, {z:.1f} "
