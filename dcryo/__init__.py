@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dcryo.jobs.extract import ExtractOptions, extract
     from dcryo.jobs.fsc import FscOptions, fsc_of_maps
     from dcryo.jobs.localres import LocalResolutionOptions, localres
+    from dcryo.jobs.mapmodel import MapModelOptions, mapmodel
     from dcryo.jobs.motion import MotionOptions, motion
     from dcryo.jobs.pick import PickOptions, pick
     from dcryo.jobs.postprocess import PostprocessOptions, postprocess
@@ -31,11 +32,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AbinitioOptions", "AlignOptions", "Class2dOptions", "CtfOptions", "DemoOptions", "DirectionalOptions",
-    "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions", "LocalResolutionOptions", "MotionOptions",
-    "PickOptions", "PostprocessOptions", "ReconstructOptions", "RefineOptions", "SelectOptions", "SimulateOptions",
-    "abinitio", "align", "class2d", "ctf", "demo", "directional_resolution", "export_particles", "extract",
-    "fsc_of_maps", "import_particles", "localres", "motion", "open", "pick", "postprocess", "reconstruct", "refine",
-    "select_particles", "simulate", "write_report",
+    "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions", "LocalResolutionOptions", "MapModelOptions",
+    "MotionOptions", "PickOptions", "PostprocessOptions", "ReconstructOptions", "RefineOptions", "SelectOptions",
+    "SimulateOptions", "abinitio", "align", "class2d", "ctf", "demo", "directional_resolution", "export_particles",
+    "extract", "fsc_of_maps", "import_particles", "localres", "mapmodel", "motion", "open", "pick", "postprocess",
+    "reconstruct", "refine", "select_particles", "simulate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -60,6 +61,8 @@ _HOMES = {
     "extract": ("dcryo.jobs.extract", "extract"),
     "LocalResolutionOptions": ("dcryo.jobs.localres", "LocalResolutionOptions"),
     "localres": ("dcryo.jobs.localres", "localres"),
+    "MapModelOptions": ("dcryo.jobs.mapmodel", "MapModelOptions"),
+    "mapmodel": ("dcryo.jobs.mapmodel", "mapmodel"),
     "MotionOptions": ("dcryo.jobs.motion", "MotionOptions"),
     "motion": ("dcryo.jobs.motion", "motion"),
     "PickOptions": ("dcryo.jobs.pick", "PickOptions"),

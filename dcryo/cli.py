@@ -71,6 +71,9 @@ COMMANDS = (
     Entry("align", "jobs.align", "AlignOptions", "align", "Bring a map onto another: rotation, shift, hand."),
     Entry("postprocess", "jobs.postprocess", "PostprocessOptions", "postprocess", "Mask, FSC and sharpening."),
     Entry("fsc", "jobs.fsc", "FscOptions", "fsc_of_maps", "Fourier shell correlation of two maps."),
+    Entry(
+        "mapmodel", "jobs.mapmodel", "MapModelOptions", "mapmodel", "A map against an atomic model: FSC and Q-scores."
+    ),
     Entry("localres", "jobs.localres", "LocalResolutionOptions", "localres", "Local resolution of half maps."),
     Entry(
         "directional", "jobs.directional", "DirectionalOptions", "directional_resolution", "Resolution by direction."

@@ -426,6 +426,40 @@ def directional(
 
 
 @matplotlib.rc_context(STYLE)
+def q_by_residue(
+    chains: Mapping[str, tuple[np.ndarray, np.ndarray]], others: Sequence[tuple[np.ndarray, np.ndarray]],
+    expected: float | None,
+) -> str:  # fmt: skip
+    """Q-scores along the chains of a model.
+
+    chains: name -> numbers of residues and their Q-scores, (R,) each, a line for each; others: the same of chains that
+    are shown together, as the range that nine tenths of them fill at each number; expected: a level to compare with.
+    """
+    figure, axes = _figure(FULL_IN, 3.9)
+    if others:
+        numbers, q = (np.concatenate(part) for part in zip(*others, strict=True))
+        shown = np.unique(numbers)
+        band = np.array([np.nanpercentile(q[numbers == number], (5, 95)) if np.isfinite(q[numbers == number]).any()
+                         else (np.nan, np.nan) for number in shown])  # fmt: skip
+        axes.fill_between(shown, band[:, 0], band[:, 1], color=FAINT, alpha=0.3, linewidth=0,
+                          label=f"{len(others)} more")  # fmt: skip
+    colours = (BLUE, VERMILION, GREEN, ORANGE, SKY, "#CC79A7", INK, FAINT)
+    for (name, (numbers, q)), colour in zip(chains.items(), colours, strict=False):
+        # A line does not cross what the model lacks.
+        gaps = np.flatnonzero(np.diff(numbers) > 1) + 1
+        axes.plot(np.insert(numbers.astype(float), gaps, np.nan), np.insert(q, gaps, np.nan), color=colour,
+                  linewidth=1.0, alpha=0.85, label=name)  # fmt: skip
+    if expected is not None:
+        axes.axhline(expected, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.text(0.002, expected + 0.01, "expected", transform=axes.get_yaxis_transform(), fontsize=9)
+    axes.axhline(0, color="#9aa5b1", linewidth=0.8)
+    axes.set(xlabel="residue", ylabel="mean Q-score of its atoms")
+    axes.margins(x=0.01)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=9, handlelength=1.6, columnspacing=1.4)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
 def images(stack: np.ndarray) -> str:
     """Images (N, D, D) side by side, up to six in a row, each on its own grey scale."""
     across = min(6, len(stack))

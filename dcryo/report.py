@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from dcryo import figures, report_micrographs, report_models, report_postprocess
+from dcryo import figures, report_mapmodel, report_micrographs, report_models, report_postprocess
 from dcryo.data import mrc, star
 from dcryo.data.atomic import replacing
 from dcryo.data.classes import CLASSES, TABLE, read_class_table
@@ -43,6 +43,7 @@ TITLES = {
     "fsc": "Fourier shell correlation of two maps",
     "align": "One map brought onto another",
     "abinitio": "First models",
+    "mapmodel": "A map against an atomic model",
     "localres": "Local resolution",
     "directional": "Resolution by direction",
     "class2d": "2D classification",
@@ -67,7 +68,7 @@ UNITS = {
 
 TIMES = (("started", "started_utc"), ("finished", "finished_utc"))
 
-MAPS = ("map.mrc", "map_local.mrc", "half1.mrc", "class1.mrc", "truth.mrc", "moved.mrc")
+MAPS = ("map.mrc", "map_local.mrc", "half1.mrc", "class1.mrc", "truth.mrc", "moved.mrc", "model.mrc")
 PARTICLES = ("truth.star", "particles.star")
 """What to show as the map and as the particles of a run: the first that is there."""
 
@@ -256,6 +257,8 @@ def _resolution_card(source: Source) -> tuple[str, str, str] | tuple[()]:
     if result.get("classes"):
         kept = f"{result.get('classes_kept', 0)} look good"
         return "Classes", f"{result['classes']}", f"{kept}, the best to {result.get('resolution_A', 0):.1f} Å"
+    if source.record["job"] == "mapmodel" and result.get("resolution_half_A"):
+        return "Map and model", f"{result['resolution_half_A']:.2f} Å", f"FSC {HALF:g}; mean Q {result['q']:.2f}"
     if result.get("resolution_A"):
         return "Resolution", f"{result['resolution_A']:.2f} Å", f"FSC {GOLD_STANDARD:g}"
     if iterations and iterations[-1].get("resolution_A"):
@@ -281,7 +284,7 @@ def _map(source: Source) -> Section | None:
 
 def _fourier_shell_correlation(source: Source) -> Section | None:
     halves, truth = source.curves("fsc.csv"), source.curves("fsc_truth.csv")
-    if (not halves and not truth) or source.record["job"] == "postprocess":
+    if (not halves and not truth) or source.record["job"] in ("postprocess", "mapmodel"):
         return None
     frequency = (halves or truth)["frequency_1_A"]
     curves: dict[str, np.ndarray] = {}
@@ -308,11 +311,32 @@ def _of_half_maps(
     return section
 
 
+def _of_map_and_model(
+    title: str, make: Callable[[Path, Mapping[str, Any]], tuple[str, str] | None], wide: bool
+) -> Callable:
+    def section(source: Source) -> Section | None:
+        made = make(source.path, source.record) if source.record["job"] == "mapmodel" else None
+        return None if made is None else Section(title, *made, wide=wide)
+
+    section.__name__ = title
+    return section
+
+
+def _worst_residues(source: Source) -> Section | None:
+    rows = report_mapmodel.worst_residues(source.path, source.record) if source.record["job"] == "mapmodel" else ()
+    return Section("Residues that are resolved least", table=rows) if rows else None
+
+
+_WRONG: dict[str, tuple[Callable[[Mapping[str, Any]], list[list[str]]], str]] = {
+    "postprocess": (report_postprocess.wrong, "with the half maps, the mask or the sharpening"),
+    "mapmodel": (report_mapmodel.wrong, "with the map, the model or its place"),
+}
+
+
 def _what_is_wrong(source: Source) -> Section | None:
-    lines = report_postprocess.wrong(source.record) if source.record["job"] == "postprocess" else []
-    if not lines:
-        return None
-    return Section("What is wrong", table=[["with the half maps, the mask or the sharpening"], *lines], wide=True)
+    make, heading = _WRONG.get(source.record["job"], (None, ""))
+    lines = [] if make is None else make(source.record)
+    return Section("What is wrong", table=[[heading], *lines], wide=True) if lines else None
 
 
 def _for_the_deposition(source: Source) -> Section | None:
@@ -554,6 +578,9 @@ SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
     _of_half_maps("Fourier shell correlation", report_postprocess.fourier_shell_correlation, False),
     _of_half_maps("Guinier plot", report_postprocess.guinier, False),
     _of_half_maps("Sharpened map", report_postprocess.sharpened_map, True),
+    _of_map_and_model("Fourier shell correlation with the model", report_mapmodel.fourier_shell_correlation, False),
+    _worst_residues,
+    _of_map_and_model("Q-scores by residue", report_mapmodel.q_scores, True),
     _map, _models, _starts, _local_resolution, _resolution_by_direction, _for_the_deposition, _classes, _left_out,
     _fourier_shell_correlation, _noise_and_signal, _convergence, _class_convergence,
     *(_of_items(title, make) for title, make in report_micrographs.SECTIONS.items()),

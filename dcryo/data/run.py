@@ -26,6 +26,7 @@ from dcryo.errors import InputError
 RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
+FITTED_MODEL = "model_fitted.cif"
 
 NEUTRAL_OPTIONS = frozenset({"out", "resume", "overwrite", "cluster", "workers", "watch"})
 """Options that say where and how a job runs; the result is the same whatever they are."""
@@ -264,7 +265,7 @@ def _own_files(path: Path) -> list[Path]:
     def own(item: Path) -> bool:
         product = is_store or ((item.is_file() or item.suffix == ".zarr") and item.suffix in PRODUCTS)
         passing = item.name == LOCK or item.suffix == ".tmp"
-        return not passing and (product or item.name in (RECORD, CHECKPOINTS, ITEMS))
+        return not passing and (product or item.name in (RECORD, CHECKPOINTS, ITEMS, FITTED_MODEL))
 
     return [item for item in sorted(path.iterdir()) if own(item)]
 
