@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from dcryo import figures, report_micrographs, report_models, report_postprocess
+from dcryo import figures, report_micrographs, report_models, report_postprocess, report_surfaces
 from dcryo.data import mrc, star
 from dcryo.data.atomic import replacing
 from dcryo.data.classes import CLASSES, TABLE, read_class_table
@@ -354,6 +354,11 @@ def _resolution_by_direction(source: Source) -> Section | None:
     return Section("Resolution by direction", picture, words, wide=True)
 
 
+def _surface(source: Source) -> Section | None:
+    made = report_surfaces.section(source.path, source.record)
+    return None if made is None else Section("Surface", *made, wide=True)
+
+
 def _noise_and_signal(source: Source) -> Section | None:
     table = source.curves("spectra.csv")
     curves = {name.replace("half", "half "): values for name, values in table.items()
@@ -554,8 +559,8 @@ SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
     _of_half_maps("Fourier shell correlation", report_postprocess.fourier_shell_correlation, False),
     _of_half_maps("Guinier plot", report_postprocess.guinier, False),
     _of_half_maps("Sharpened map", report_postprocess.sharpened_map, True),
-    _map, _models, _starts, _local_resolution, _resolution_by_direction, _for_the_deposition, _classes, _left_out,
-    _fourier_shell_correlation, _noise_and_signal, _convergence, _class_convergence,
+    _surface, _map, _models, _starts, _local_resolution, _resolution_by_direction, _for_the_deposition, _classes,
+    _left_out, _fourier_shell_correlation, _noise_and_signal, _convergence, _class_convergence,
     *(_of_items(title, make) for title, make in report_micrographs.SECTIONS.items()),
     _images, _orientations, _shifts, _defocus, _certainty_of_poses, _precision_and_recall, _iterations, _quarantined,
 )  # fmt: skip
