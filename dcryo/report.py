@@ -50,6 +50,7 @@ TITLES = {
     "motion": "Motion correction",
     "ctf": "CTF estimation",
     "pick": "Particle picking",
+    "deposit": "Files for a deposition",
 }
 UNITS = {
     "e_A2": "e/Å²",

@@ -18,6 +18,7 @@ SHOWN: dict[str, tuple[str, str | None]] = {
 }
 """Job -> the map whose surface is shown, and the map of local resolution that colours it."""
 SIDE_PX = 440
+_LEAST_RANGE = 1.25
 
 
 def section(path: Path, record: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -46,8 +47,10 @@ def section(path: Path, record: Mapping[str, Any]) -> tuple[str, str] | None:
     else:
         local = mrc.read_map(path / colours).array
         values = [surface.values_at(view.place_px, local) for view in views]
-        limits = tuple(np.nanpercentile(np.concatenate([one.ravel() for one in values]), [2, 98]).tolist())
-        scaled = [np.clip((one - limits[0]) / max(limits[1] - limits[0], 1e-6), 0, 1) for one in values]
+        low, high = np.nanpercentile(np.concatenate([one.ravel() for one in values]), [2, 98]).tolist()
+        # A bar that is narrower than this would make much of differences that are none.
+        limits = low, max(high, _LEAST_RANGE * low)
+        scaled = [np.clip((one - limits[0]) / (limits[1] - limits[0]), 0, 1) for one in values]
         pictures = [
             surface.coloured(bright, figures.resolution_palette(np.nan_to_num(one)))
             for bright, one in zip(lights, scaled, strict=True)
