@@ -165,11 +165,11 @@ def svg(picture: str) -> str:
 def test_a_finished_refinement_shows_all_there_is(finished: Path) -> None:
     page = Page(finished / "report.html")
     assert page.headings == [
-        "Surface", "Map", "Fourier shell correlation", "Noise and signal", "Convergence", "Orientations", "Shifts", "Defocus",
-        "Certainty of poses", "Iterations", "Quarantined particles", "Command", "Result", "Options",
+        "Surface", "Map", "Fourier shell correlation", "Noise and signal", "Convergence", "Orientations", "Shifts",
+        "Defocus", "Certainty of poses", "Iterations", "Quarantined particles", "Command", "Result", "Options",
         "Versions and machine",
     ]  # fmt: skip
-    assert len(page.pictures) == 8
+    assert len(page.pictures) == 9
     for words in ("8.31 Å", "800", "halves 400 + 400", "64 px", "Nyquist 6.00 Å", "D2", "done", "000078@particles.mrcs",
                   "dcryo refine 'my particles.zarr' --reference '<model>.mrc' --symmetry D2",
                   "median rotation error (°)", "1.234", "numpy", np.__version__):  # fmt: skip
