@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dcryo.jobs.class2d import Class2dOptions, class2d
     from dcryo.jobs.ctf import CtfOptions, ctf
     from dcryo.jobs.demo import DemoOptions, demo
+    from dcryo.jobs.deposit import DepositOptions, deposit
     from dcryo.jobs.directional import DirectionalOptions, directional_resolution
     from dcryo.jobs.exchange import ExportOptions, ImportOptions, export_particles, import_particles
     from dcryo.jobs.extract import ExtractOptions, extract
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
     from dcryo.report import write_report
 
 __all__ = [
-    "AbinitioOptions", "AlignOptions", "Class2dOptions", "CtfOptions", "DemoOptions", "DirectionalOptions",
-    "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions", "LocalResolutionOptions", "MapModelOptions",
-    "MotionOptions", "PickOptions", "PostprocessOptions", "ReconstructOptions", "RefineOptions", "SelectOptions",
-    "SimulateOptions", "abinitio", "align", "class2d", "ctf", "demo", "directional_resolution", "export_particles",
-    "extract", "fsc_of_maps", "import_particles", "localres", "mapmodel", "motion", "open", "pick", "postprocess",
-    "reconstruct", "refine", "select_particles", "simulate", "write_report",
+    "AbinitioOptions", "AlignOptions", "Class2dOptions", "CtfOptions", "DemoOptions", "DepositOptions",
+    "DirectionalOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions", "LocalResolutionOptions",
+    "MapModelOptions", "MotionOptions", "PickOptions", "PostprocessOptions", "ReconstructOptions", "RefineOptions",
+    "SelectOptions", "SimulateOptions", "abinitio", "align", "class2d", "ctf", "demo", "deposit",
+    "directional_resolution", "export_particles", "extract", "fsc_of_maps", "import_particles", "localres", "mapmodel",
+    "motion", "open", "pick", "postprocess", "reconstruct", "refine", "select_particles", "simulate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -51,6 +52,8 @@ _HOMES = {
     "ctf": ("dcryo.jobs.ctf", "ctf"),
     "DemoOptions": ("dcryo.jobs.demo", "DemoOptions"),
     "demo": ("dcryo.jobs.demo", "demo"),
+    "DepositOptions": ("dcryo.jobs.deposit", "DepositOptions"),
+    "deposit": ("dcryo.jobs.deposit", "deposit"),
     "DirectionalOptions": ("dcryo.jobs.directional", "DirectionalOptions"),
     "directional_resolution": ("dcryo.jobs.directional", "directional_resolution"),
     "ExportOptions": ("dcryo.jobs.exchange", "ExportOptions"),

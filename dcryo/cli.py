@@ -78,6 +78,7 @@ COMMANDS = (
     Entry(
         "directional", "jobs.directional", "DirectionalOptions", "directional_resolution", "Resolution by direction."
     ),
+    Entry("deposit", "jobs.deposit", "DepositOptions", "deposit", "A folder for the Electron Microscopy Data Bank."),
     Entry("report", "report", "ReportOptions", "report", "Write the report page of a run."),
 )
 

@@ -15,7 +15,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Circle, Rectangle
@@ -50,6 +52,9 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
 }
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"
+
+RESOLUTION_COLOURS = "viridis_r"
+"""Colours of local resolution: the finer the lighter is what eyes take for good, and yellow stands for it."""
 
 TICKS_A = (200, 100, 60, 40, 30, 25, 20, 16, 14, 12, 10, 9, 8, 7, 6, 5.5, 5, 4.5, 4, 3.6, 3.3, 3, 2.8, 2.6,
            2.4, 2.2, 2, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4, 1.3, 1.2, 1.1, 1.0, 0.9, 0.8)  # fmt: skip
@@ -355,7 +360,7 @@ def local_resolution(volume: np.ndarray, resolution_A: np.ndarray, mask: np.ndar
     seen = _extent(mask)
     inside = resolution_A[mask > 0.5] if np.any(mask > 0.5) else resolution_A.ravel()
     low, high = np.percentile(inside, [1, 97])
-    colours = {"cmap": "viridis_r", "vmin": low, "vmax": max(high, low * 1.01)}
+    colours = {"cmap": RESOLUTION_COLOURS, "vmin": low, "vmax": max(high, low * 1.01)}
     slices = [volume.take(size // 2, axis)[seen, seen] for axis, size in enumerate(volume.shape)]
     limits = np.percentile(np.concatenate([part.ravel() for part in slices]), [0.5, 99.8])
     pictures = []
@@ -376,6 +381,31 @@ def local_resolution(volume: np.ndarray, resolution_A: np.ndarray, mask: np.ndar
     axes.set(xlabel="local resolution (Å)", ylabel="% of the inside")
     axes.grid(axis="x", visible=False)
     return _svg(figure, dpi=130)
+
+
+@matplotlib.rc_context(STYLE)
+def surfaces(pictures: Sequence[np.ndarray], width_A: float, limits_A: tuple[float, float] | None) -> str:
+    """Views (H, W, 3) uint8 of a surface along z, y and x, first row lowest; limits_A: ends of the bar of colours."""
+    figure = Figure(figsize=(FULL_IN, 3.9))
+    axes_of_views = figure.subplots(1, 3)
+    for axes, picture, (right, up), towards in zip(
+        axes_of_views, pictures, (("x", "y"), ("x", "z"), ("y", "z")), ("z", "-y", "x"), strict=True
+    ):
+        axes.imshow(picture, origin="lower", interpolation="none")
+        axes.set_axis_off()
+        axes.set_title(f"seen from {towards} ({right} to the right, {up} up)")
+    across = pictures[0].shape[1]
+    length_A = _round_length(width_A / 4)
+    start = 0.03 * across
+    axes_of_views[0].plot([start, start + across * length_A / width_A], [start, start], color=INK, linewidth=3,
+                          solid_capstyle="butt")  # fmt: skip
+    axes_of_views[0].text(start, 1.6 * start, f"{length_A:g} Å", fontsize=9.5, va="bottom")
+    if limits_A is not None:
+        scale = ScalarMappable(Normalize(*limits_A), RESOLUTION_COLOURS)
+        bar = figure.colorbar(scale, ax=list(axes_of_views), shrink=0.8, pad=0.01)
+        bar.set_label("local resolution (Å)")
+        bar.outline.set_visible(False)
+    return _svg(figure)
 
 
 @matplotlib.rc_context(STYLE)
@@ -709,6 +739,11 @@ def _preview(
 def _figure(width_in: float, height_in: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width_in, height_in))
     return figure, figure.subplots()
+
+
+def resolution_palette(scaled: np.ndarray) -> np.ndarray:
+    """Colours (..., 3), 0 to 1, of the bar of local resolution, from its one end (0) to the other (1)."""
+    return np.asarray(matplotlib.colormaps[RESOLUTION_COLOURS](scaled))[..., :3]
 
 
 def _legend(axes: Axes, count: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from dcryo import figures, report_mapmodel, report_micrographs, report_models, report_postprocess
+from dcryo import figures, report_mapmodel, report_micrographs, report_models, report_postprocess, report_surfaces
 from dcryo.data import mrc, star
 from dcryo.data.atomic import replacing
 from dcryo.data.classes import CLASSES, TABLE, read_class_table
@@ -51,6 +51,7 @@ TITLES = {
     "motion": "Motion correction",
     "ctf": "CTF estimation",
     "pick": "Particle picking",
+    "deposit": "Files for a deposition",
 }
 UNITS = {
     "e_A2": "e/Å²",
@@ -378,6 +379,11 @@ def _resolution_by_direction(source: Source) -> Section | None:
     return Section("Resolution by direction", picture, words, wide=True)
 
 
+def _surface(source: Source) -> Section | None:
+    made = report_surfaces.section(source.path, source.record)
+    return None if made is None else Section("Surface", *made, wide=True)
+
+
 def _noise_and_signal(source: Source) -> Section | None:
     table = source.curves("spectra.csv")
     curves = {name.replace("half", "half "): values for name, values in table.items()
@@ -581,8 +587,8 @@ SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
     _of_map_and_model("Fourier shell correlation with the model", report_mapmodel.fourier_shell_correlation, False),
     _worst_residues,
     _of_map_and_model("Q-scores by residue", report_mapmodel.q_scores, True),
-    _map, _models, _starts, _local_resolution, _resolution_by_direction, _for_the_deposition, _classes, _left_out,
-    _fourier_shell_correlation, _noise_and_signal, _convergence, _class_convergence,
+    _surface, _map, _models, _starts, _local_resolution, _resolution_by_direction, _for_the_deposition, _classes,
+    _left_out, _fourier_shell_correlation, _noise_and_signal, _convergence, _class_convergence,
     *(_of_items(title, make) for title, make in report_micrographs.SECTIONS.items()),
     _images, _orientations, _shifts, _defocus, _certainty_of_poses, _precision_and_recall, _iterations, _quarantined,
 )  # fmt: skip

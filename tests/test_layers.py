@@ -30,6 +30,7 @@ SURFACE = {
     "report_micrographs",
     "report_models",
     "report_postprocess",
+    "report_surfaces",
     "figures",
     "__main__",
     "__init__",

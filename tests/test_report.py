@@ -165,11 +165,11 @@ def svg(picture: str) -> str:
 def test_a_finished_refinement_shows_all_there_is(finished: Path) -> None:
     page = Page(finished / "report.html")
     assert page.headings == [
-        "Map", "Fourier shell correlation", "Noise and signal", "Convergence", "Orientations", "Shifts", "Defocus",
-        "Certainty of poses", "Iterations", "Quarantined particles", "Command", "Result", "Options",
+        "Surface", "Map", "Fourier shell correlation", "Noise and signal", "Convergence", "Orientations", "Shifts",
+        "Defocus", "Certainty of poses", "Iterations", "Quarantined particles", "Command", "Result", "Options",
         "Versions and machine",
     ]  # fmt: skip
-    assert len(page.pictures) == 8
+    assert len(page.pictures) == 9
     for words in ("8.31 Å", "800", "halves 400 + 400", "64 px", "Nyquist 6.00 Å", "D2", "done", "000078@particles.mrcs",
                   "dcryo refine 'my particles.zarr' --reference '<model>.mrc' --symmetry D2",
                   "median rotation error (°)", "1.234", "numpy", np.__version__):  # fmt: skip
@@ -191,7 +191,7 @@ def test_the_same_run_gives_the_same_page(finished: Path) -> None:
 
 
 def test_correlation_is_drawn_over_resolution_with_its_crossings(finished: Path) -> None:
-    text = svg(Page(finished / "report.html").pictures[1])
+    text = svg(Page(finished / "report.html").pictures[2])
     words = re.findall(r">([^<>]+)</text>", text)
     assert {"resolution (Å)", "0.143", "0.5", "masked", "unmasked", "masked, to the truth"} <= set(words)
     crossings = [float(word.split()[0]) for word in words if re.fullmatch(r"[0-9.]+ Å", word)]
@@ -270,7 +270,7 @@ def test_damaged_files_cost_their_section_and_no_more(finished: Path, tmp_path: 
     (out / "particles.star").write_text("no STAR file")
     page = Page(write_report(out))
     gaps = [words for words in page.words if words.startswith("Could not be shown")]
-    assert len(gaps) == 6 and any("map.mrc" in words for words in gaps)
+    assert len(gaps) == 7 and any("map.mrc" in words for words in gaps)
     assert "Noise and signal" in page.headings and "Convergence" in page.headings
 
 

@@ -32,7 +32,9 @@ NEUTRAL_OPTIONS = frozenset({"out", "resume", "overwrite", "cluster", "workers",
 """Options that say where and how a job runs; the result is the same whatever they are."""
 
 PRODUCTS = (".mrc", ".mrcs", ".star", ".box", ".cs", ".csv", ".xml", ".html", ".zarr")
-"""Endings of what jobs write; overwriting a run removes these and the record, nothing else."""
+"""Endings of what jobs write; overwriting a run removes these, those below and the record, nothing else."""
+NAMED_PRODUCTS = (FITTED_MODEL, "emdb.md", "emdb.json", "image.png", "SHA256SUMS")
+"""What jobs write whose endings users' own files have too."""
 
 
 class Run:
@@ -265,7 +267,7 @@ def _own_files(path: Path) -> list[Path]:
     def own(item: Path) -> bool:
         product = is_store or ((item.is_file() or item.suffix == ".zarr") and item.suffix in PRODUCTS)
         passing = item.name == LOCK or item.suffix == ".tmp"
-        return not passing and (product or item.name in (RECORD, CHECKPOINTS, ITEMS, FITTED_MODEL))
+        return not passing and (product or item.name in (RECORD, CHECKPOINTS, ITEMS, *NAMED_PRODUCTS))
 
     return [item for item in sorted(path.iterdir()) if own(item)]
 

@@ -293,15 +293,11 @@ def _sharpening_figures(sharpened: _Sharpened, mask: _Mask, figures: dict[str, A
         found |= {"bfactor_fitted_A2": fit.bfactor_A2, "bfactor_error_A2": fit.error_A2}
     if sharpened.whole is not None:
         found["bfactor_of_whole_box_A2"] = sharpened.whole.bfactor_A2
-    inside = np.sort(sharpened.map[mask.array > 0.5])[::-1]
     if "mass_kDa" in figures:
         voxels = figures["mass_kDa"] * _VOLUME_A3_PER_KDA / pixel**3
-    elif mask.molecule is not None:
-        # Solvent between atoms is seen at high resolution: about half of what low resolution takes for the molecule.
-        voxels = mask.molecule.core.sum() / 2
     else:
-        voxels = len(inside) / 4
-    found["contour_level"] = float(inside[min(int(voxels), len(inside) - 1)])
+        voxels = solvent.molecule_voxels(mask.array, mask.molecule)
+    found["contour_level"] = solvent.level_enclosing(sharpened.map, mask.array, voxels)
     return found
 
 
