@@ -1,0 +1,187 @@
+"""Whether a refinement fitted noise: images against projections of a map, and what the figures come to in words."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dcryo.kernels import fft, fsc, posterior, slices
+from dcryo.kernels.shells import half_plane, resolution_A, shell_sums
+from dcryo.steps.expectation import Batch
+
+# An FSC between halves of noise of this much, and so many standard deviations, is made by the refinement.
+_NOISE_FSC, _SIGMAS = 0.1, 3.0
+# Below this part of what the FSC promises, particles that a map has never seen do not agree with it.
+_UNSEEN_SHARE = 0.5
+# Hands are told apart where their correlations with a model differ by this much.
+_HAND_MARGIN = 0.05
+
+
+def ring_correlations(batch: Batch, reference: np.ndarray) -> np.ndarray:
+    """How images correlate with projections of a map at their poses, ring by ring: sums over images of the correlation
+    and of its square, and their number, (3, D // 2 + 1) float64.
+
+    reference: from `slices.prepare`, up to Nyquist. Of an image X, its CTF C and its slice S it is
+    sum Re(conj(C S) X) / sqrt(sum |C S|^2 sum |X|^2); images that are not finite have no part.
+    """
+    box = batch.images.shape[-1]
+    pixels = half_plane(box // 2)
+    usable = np.isfinite(batch.images).all(axis=(1, 2)) & np.isfinite(batch.ctf).all(axis=1)
+    images, ctf, norm, rotation, origin = (
+        column[usable] for column in (batch.images, batch.ctf, batch.norm, batch.rotation, batch.origin_px)
+    )
+    one = np.ones((len(images), pixels.shell_max + 1), dtype=np.float32)
+    data, weight, power = posterior.weigh(fft.rfft2(images), norm, ctf, one, origin, pixels, pixels)
+    of_map = slices.extract(reference, rotation, pixels, box)
+    cross = shell_sums(of_map.real * data.real + of_map.imag * data.imag, pixels.start)
+    squares = shell_sums(weight * (of_map.real**2 + of_map.imag**2), pixels.start) * power * pixels.counts
+    found = np.divide(cross, np.sqrt(squares), out=np.zeros_like(cross), where=squares > 0)
+    return np.stack([found.sum(axis=0), (found**2).sum(axis=0), np.full(found.shape[1], float(len(found)))])
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a set of images agrees with a map: mean correlation per ring (S,), its standard error, and their number."""
+
+    mean: np.ndarray
+    error: np.ndarray
+    images: int
+
+
+def agreement(sums: np.ndarray) -> Agreement:
+    """The mean of `ring_correlations` summed over images, (3, S)."""
+    count = np.maximum(sums[2], 2)
+    mean = sums[0] / count
+    variance = np.maximum(sums[1] / count - mean**2, 0) / (count - 1)
+    return Agreement(mean, np.sqrt(variance), int(sums[2].max()))
+
+
+def checked_shells(curve: np.ndarray, first: int) -> np.ndarray:
+    """Shells at which a claim is looked at: from the first that is in doubt to that of the resolution, three at least."""
+    last = len(curve) - 1
+    end = max(int(fsc.crossing(curve, fsc.GOLD_STANDARD)), first + 2)
+    return np.arange(min(first, last), min(end, last) + 1)
+
+
+@dataclass(frozen=True)
+class Found:
+    """passed: True, False, or None where the test cannot tell; words: a verdict in plain words."""
+
+    passed: bool | None
+    words: str
+
+
+def noise_verdict(
+    total: np.ndarray, of_noise: np.ndarray, true: np.ndarray, independent: np.ndarray, shell: int, width_A: float
+) -> tuple[Found, dict]:
+    """Of a refinement of noise beyond a shell, and what it comes to in figures.
+
+    total, of_noise, true: FSC_t, FSC_n and FSC_true (S,); independent: voxels that each shell is worth; width_A: of the
+    box. FSC_n counts from two shells past the first random phases.
+    """
+    some = checked_shells(total, shell + 2)
+    weight = independent[some]
+    mean = float(np.average(of_noise[some], weights=weight))
+    error = float(1 / np.sqrt(weight.sum()))
+    claimed, left = (fsc.crossing(curve, fsc.GOLD_STANDARD) for curve in (total, true))
+    figures = {
+        "noise_from_A": width_A / shell,
+        "fsc_of_noise": mean,
+        "fsc_of_noise_error": error,
+        "resolution_A": width_A / claimed,
+        "resolution_true_A": width_A / left,
+    }
+    about = f"Between {width_A / some[0]:.2f} and {width_A / some[-1]:.2f} A"
+    if mean > max(_NOISE_FSC, _SIGMAS * error):
+        words = (
+            f"Overfitting: {about[0].lower()}{about[1:]} half maps of noise have an FSC of {mean:.2f} on average. What is "
+            f"left of the run's own ends at {width_A / left:.2f} A, not at {width_A / claimed:.2f} A."
+        )
+        return Found(False, words), figures
+    words = (
+        f"{about} half maps refined from noise have an FSC of {mean:.2f} on average: no overfitting is to be seen beyond "
+        f"{width_A / shell:.2f} A. FSC_true falls to {fsc.GOLD_STANDARD:g} at {width_A / left:.2f} A, the run's own at "
+        f"{width_A / claimed:.2f} A."
+    )
+    return Found(True, words), figures
+
+
+def unseen_verdict(
+    seen: Agreement, unseen: Agreement, curve: np.ndarray, shell: int, width_A: float
+) -> tuple[Found, dict]:
+    """Of images that the map has never seen, and its own, all aligned to it up to the shell before this one.
+
+    The noise of an image is in a map that it made, so that its own correlate with it even where there is no signal: of
+    their correlation, at the same poses, SNR / (1 + SNR) is signal, SNR that of the half map, which is its FSC. So much
+    the unseen are to reach; poses that were found anew only raise their share.
+    """
+    some = checked_shells(curve, shell)
+
+    def over(images: Agreement) -> tuple[float, float]:
+        return float(images.mean[some].mean()), float(np.sqrt(np.sum(images.error[some] ** 2)) / len(some))
+
+    (own, own_error), (other, other_error) = over(seen), over(unseen)
+    promised = float(np.mean(seen.mean[some] * np.clip(curve[some], 0, 1)))
+    positive = unseen.mean > _SIGMAS * unseen.error
+    gone = np.flatnonzero(~positive[1:])
+    reach = int(gone[0]) if len(gone) else len(positive) - 1
+    figures = {
+        "aligned_to_A": width_A / max(shell - 1, 1),
+        "seen_particles": seen.images,
+        "unseen_particles": unseen.images,
+        "seen_correlation": own,
+        "seen_correlation_error": own_error,
+        "unseen_correlation": other,
+        "unseen_correlation_error": other_error,
+        "promised_correlation": promised,
+        "unseen_agree_to_A": resolution_A(reach, 1, width_A) if reach else None,
+    }
+    about = f"between {width_A / some[0]:.2f} and {width_A / some[-1]:.2f} A"
+    values = (
+        f"{other:.4f} +- {other_error:.4f}, its own by {own:.4f} +- {own_error:.4f}; the FSC promises {promised:.4f}"
+    )
+    said = f"Particles that the map has never seen correlate with it {about} by {values}"
+    if other > _SIGMAS * other_error and other > _UNSEEN_SHARE * promised:
+        return Found(True, f"{said}. What it shows there is in them too."), figures
+    if other + 2 * other_error < _UNSEEN_SHARE * promised:
+        return Found(False, f"{said}. Overfitting: what it shows there is in its own particles alone."), figures
+    return Found(None, f"{said}. Too little to tell: more particles would be needed."), figures
+
+
+def bfactor_verdict(
+    bfactor_A2: float, error_A2: float, exact_A2: float, points: int, refined: bool, slope: float, resolution: float
+) -> Found:
+    """Of the line of particles against resolution, a measurement rather than a test. resolution: of the run, in A."""
+    if not np.isfinite(bfactor_A2):
+        return Found(
+            None,
+            f"No line could be fitted: {points} of the subsets end between the first shells and Nyquist, or more "
+            "particles gave no more resolution.",
+        )
+    error = f" +- {error_A2:.0f}" if np.isfinite(error_A2) else ""
+    twice = 1 / np.sqrt(1 / resolution**2 + slope * np.log(2))
+    words = (
+        f"B factor {bfactor_A2:.0f}{error} A^2 from {points} subsets ({exact_A2:.0f} A^2 with the factor 1/d of the "
+        f"formula): twice as many particles would give {twice:.2f} A where there are {resolution:.2f} A now."
+    )
+    if not refined:
+        words += (
+            " The subsets are reconstructed from poses that all particles together have found: that flatters the small "
+            "ones. --refine-subsets refines each anew."
+        )
+    return Found(None, words)
+
+
+CANNOT_TELL = (
+    "Projections cannot tell the hand: a map and its mirror image have the same ones. An atomic model that fits one hand "
+    "only (helices turn to the right), a known map, or images of a tilted specimen can; give the first two as --model."
+)
+
+
+def hand_verdict(as_it_is: float, mirrored: float) -> Found:
+    """Of the correlations of both hands of the map with a model."""
+    values = f"the map correlates with the model by {as_it_is:.3f}, its mirror image by {mirrored:.3f}"
+    if abs(as_it_is - mirrored) < _HAND_MARGIN:
+        return Found(None, f"The hand cannot be told at this resolution: {values}.")
+    if as_it_is > mirrored:
+        return Found(True, f"The map has the hand of the model: {values}.")
+    return Found(False, f"The map has the other hand than the model: {values}.")
