@@ -3,39 +3,40 @@
 The job repeats others: what it asks of a refinement is how it behaves as a whole.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.spatial
 from pydantic import Field, field_validator
 
 from dcryo import graph
-from dcryo.cluster import Cluster, check_kind, connect
+from dcryo.cluster import check_kind, connect
 from dcryo.data import mrc
 from dcryo.data.atomic import replacing
 from dcryo.data.curves import write_curves
 from dcryo.data.model import read_model
 from dcryo.data.particles import identities
 from dcryo.data.run import Run
-from dcryo.data.store import open_store, select
+from dcryo.data.store import open_store
 from dcryo.errors import InputError
 from dcryo.jobs import em
 from dcryo.jobs.dataset import load_dataset, load_reference
+from dcryo.jobs.memory import back_projection_bytes, check_memory
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
-from dcryo.jobs.reconstruct import ReconstructOptions, reconstruct
+from dcryo.jobs.reconstruct import maps_of
 from dcryo.jobs.refine import RefineOptions, refine
-from dcryo.jobs.validate_parts import Tested, aligned_agreement, drawn, open_tested, substituted_store
+from dcryo.jobs.validate_parts import Alignment, Tested, open_tested, substituted_store
 from dcryo.kernels import alignment, fsc, mask_effect, overfitting, significance
 from dcryo.kernels.density import gaussian_density
 from dcryo.kernels.likeness import mirrored
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import shell_at
-from dcryo.kernels.symmetry import operators
 from dcryo.steps.overfitting import (
     CANNOT_TELL,
-    Found,
+    Verdict,
     agreement,
     bfactor_verdict,
     hand_verdict,
@@ -44,22 +45,24 @@ from dcryo.steps.overfitting import (
 )
 
 TESTS = ("noise", "bfactor", "unseen", "hand")
-# Subsets of halving size, up to so many, down to so many particles in a half; of each size so many that have no
-# particle in common (of those that are refined, one).
+# Numbers of particles are halved so often, down to so many in a half; of each number so many subsets that have no
+# particle in common (of those that are refined anew, one).
 _HALVINGS, _FEWEST, _DRAWS = 6, 32, 4
 _MAPS = (".mrc", ".map", ".ccp4", ".mrc.gz", ".map.gz", ".mrc.bz2", ".map.bz2")
+# Distance from an atom to the next: bonds are 1 to 2 A, and traces of nucleic acids have an atom in 7.
+_NEIGHBOURS_A = (0.5, 12.0)
 
 
 class ValidateOptions(OutOptions, ClusterOptions, SeedOptions):
     """Test a finished run of refine for overfitting.
 
-    noise: it is repeated from images whose phases are random beyond a resolution. bfactor: maps of fewer and fewer
+    noise: it is repeated with images whose phases are random beyond a resolution. bfactor: maps of fewer and fewer
     particles, and the line of their resolutions. unseen: particles that a half map has never seen are aligned to it at
-    low resolution and compared with it beyond. hand: against a model. noise costs as much as the run did and has to be
-    asked for, as what is refined anew by --refine-subsets and --leave-out.
+    low resolution and compared with it beyond. hand: against a model. The first, --refine-subsets and --leave-out
+    refine anew and take as long as that does.
 
-    Writes noise.csv, bfactor.csv, bfactor_fsc.csv and unseen.csv, the runs that it made (noise, subsets, without) and a
-    report with a verdict for each test.
+    Writes noise.csv, bfactor.csv, bfactor_fsc.csv and unseen.csv, the runs that it made (noise, subset..., without) and
+    a report with a verdict for each test.
     """
 
     run: Path = argument("directory of a finished run of refine")
@@ -108,6 +111,27 @@ class ValidateResult:
         return "\n".join(f"{name}: {words}" for name, words in self.verdicts.items())
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What the tests have in common."""
+
+    options: ValidateOptions
+    tested: Tested
+    model: np.ndarray | None
+    run: Run
+    progress: Progress
+
+    @property
+    def out(self) -> Path:
+        return self.options.out
+
+    def refined(self, store: Path, name: str) -> tuple[Path, np.ndarray]:
+        """The refinement again with other particles: its directory, and the FSC of its half maps under the mask."""
+        where = {key: getattr(self.options, key) for key in ("resume", "overwrite", "cluster", "workers")}
+        given = self.tested.options | where | {"store": store, "out": self.out / name, "seed": self.tested.seed}
+        return self.out / name, refine(RefineOptions(**given), progress=self.progress).fsc.masked
+
+
 def validate(options: ValidateOptions, *, progress: Progress = print) -> ValidateResult:
     """Test a refinement; see `ValidateOptions`. InputError for bad input, before work starts.
 
@@ -117,6 +141,8 @@ def validate(options: ValidateOptions, *, progress: Progress = print) -> Validat
     if options.leave_out is not None and options.others is not None:
         raise InputError("--leave-out and --others exclude each other; give one of them")
     tested = open_tested(options.run)
+    for name in ("noise_beyond_A", "align_to_A"):
+        _check_doubt(tested, name, getattr(options, name))
     model = None if options.model is None else _model(options.model, tested)
     if options.others is not None:
         _check_others(options.others, tested)
@@ -124,67 +150,70 @@ def validate(options: ValidateOptions, *, progress: Progress = print) -> Validat
     run = Run.start(
         options.out, "validate", options.model_dump(), inputs, options.seed, options.resume, options.overwrite
     )
+    names = options.tests.split(",")
     with run:
         if not run.finished:
-            found: dict[str, Found] = {}
-            figures: dict[str, dict[str, Any]] = {}
-            for name in options.tests.split(","):
+            job, result = _Job(options, tested, model, run, progress), {}
+            for name in names:
                 progress(f"test: {name}")
-                if name == "hand":
-                    found[name], figures[name] = _hand(tested, model)
-                else:
-                    found[name], figures[name] = _TESTS[name](options, tested, progress)
-                progress(found[name].words)
-            result = {
-                name: {"passed": one.passed, "verdict": one.words, **figures[name]} for name, one in found.items()
-            }
+                verdict, figures = _TESTS[name](job)
+                progress(verdict.words)
+                result[name] = {"passed": verdict.passed, "verdict": verdict.words, **figures}
             run.done({**result, "particles": len(tested.rows), "symmetry": tested.options["symmetry"]})
-    figures = {name: dict(run.record["result"][name]) for name in options.tests.split(",")}
+    figures = {name: dict(run.record["result"][name]) for name in names}
     passed = {name: own.pop("passed") for name, own in figures.items()}
     verdicts = {name: own.pop("verdict") for name, own in figures.items()}
     return ValidateResult(options.out, verdicts, passed, figures)
 
 
-def _again(options: ValidateOptions) -> dict[str, Any]:
-    """Options of the runs within: they go on, or begin anew, as the whole does."""
-    return {name: getattr(options, name) for name in ("resume", "overwrite", "cluster", "workers")}
-
-
-def _refined_as(tested: Tested, options: ValidateOptions, store: Path, out: Path) -> RefineOptions:
-    """The options of the run for other particles."""
-    given = tested.options | {"store": store, "out": out, "seed": tested.seed} | _again(options)
-    return RefineOptions(**given)
-
-
-def _doubtful_shell(tested: Tested, given_A: float | None) -> int:
-    if given_A is None:
-        return overfitting.first_doubtful_shell(tested.fsc)
-    shell = shell_at(given_A, tested.store.box_px, tested.store.pixel_size_A) + 1
-    last = tested.store.box_px // 2
-    if not 2 <= shell <= last:
-        raise InputError(
-            f"{given_A:g} A, the resolution at which doubt begins: expected one between {tested.width_A:.1f} A, the "
-            f"width of the box, and {tested.width_A / last:.2f} A, Nyquist"
-        )
-    return shell
-
-
-def _noise(options: ValidateOptions, tested: Tested, progress: Progress) -> tuple[Found, dict]:
+def _noise(job: _Job) -> tuple[Verdict, dict[str, Any]]:
+    tested, options = job.tested, job.options
     shell = _doubtful_shell(tested, options.noise_beyond_A)
-    own = tested.selection(options.out / "particles.zarr", np.arange(len(tested.rows)), posed=False)
+    own = tested.selection(job.out / "particles.zarr")
     with connect(options.cluster, options.workers) as cluster:
-        store = substituted_store(own, options.out / "noise.zarr", shell, options.seed, cluster)
-    refined = refine(_refined_as(tested, options, store.path, options.out / "noise"), progress=progress)
-    true = mask_effect.corrected(tested.fsc, refined.fsc.masked, shell)
-    curves = {"fsc": tested.fsc, "fsc_noise": refined.fsc.masked, "fsc_true": true}
-    write_curves(options.out / "noise.csv", own.box_px, own.pixel_size_A, curves)
-    independent = significance.independent_voxels(tested.mask, own.box_px, len(operators(tested.options["symmetry"])))
-    return noise_verdict(tested.fsc, refined.fsc.masked, true, independent, shell, tested.width_A)
+        store = substituted_store(own, job.out / "noise.zarr", shell, options.seed, cluster)
+    _, of_noise = job.refined(store.path, "noise")
+    true = mask_effect.corrected(tested.fsc, of_noise, shell)
+    curves = {"fsc": tested.fsc, "fsc_noise": of_noise, "fsc_true": true}
+    write_curves(job.out / "noise.csv", own.box_px, own.pixel_size_A, curves)
+    within = significance.independent_within(tested.mask, len(tested.group))
+    return noise_verdict(tested.fsc, of_noise, true, within, shell, tested.width_A)
 
 
-def _subsets(tested: Tested, seed: int, draws: int) -> list[list[np.ndarray]]:
+def _bfactor(job: _Job) -> tuple[Verdict, dict[str, Any]]:
+    tested, refined = job.tested, job.options.refine_subsets
+    sizes = _subsets([tested.rows_of(half) for half in (1, 2)], job.options.seed, 1 if refined else _DRAWS)
+    numbers, curves, resolutions = [], [], []
+    for subsets, curve in zip(sizes, (_refined_anew if refined else _from_their_poses)(job, sizes), strict=True):
+        numbers.append(len(subsets[0]))
+        curves.append(curve)
+        resolutions.append(tested.width_A / fsc.crossing(curve, fsc.GOLD_STANDARD))
+        job.progress(f"{numbers[-1]} particles, {len(subsets)} times: {resolutions[-1]:.2f} A")
+    line = overfitting.resolution_line(np.array(numbers), np.stack(curves), fsc.GOLD_STANDARD, tested.width_A)
+    write_curves(
+        job.out / "bfactor_fsc.csv", tested.store.box_px, tested.store.pixel_size_A,
+        {f"particles{number}": curve for number, curve in zip(numbers, curves, strict=True)},
+    )  # fmt: skip
+    rows = ["particles,ln_particles,resolution_A,inverse_square_1_A2,used,draws"]
+    for number, resolution, used, subsets in zip(numbers, resolutions, line.used, sizes, strict=True):
+        rows.append(f"{number},{np.log(number):.6f},{resolution:.5f},{resolution**-2:.8f},{int(used)},{len(subsets)}")
+    with replacing(job.out / "bfactor.csv") as file:
+        file.write(("\n".join(rows) + "\n").encode())
+    figures = {
+        "bfactor_A2": line.bfactor_A2,
+        "bfactor_error_A2": line.error_A2,
+        "bfactor_exact_A2": line.exact_A2,
+        "slope": line.slope,
+        "intercept": line.intercept,
+        "subsets": len(numbers),
+        "subsets_on_the_line": int(line.used.sum()),
+        "refined_anew": refined,
+    }
+    return bfactor_verdict(line, resolutions[0], 2 * tested.store.pixel_size_A, refined), figures
+
+
+def _subsets(halves: list[np.ndarray], seed: int, draws: int) -> list[list[np.ndarray]]:
     """Positions of the particles of each subset, size after size: of both halves as many, without repeats in a size."""
-    halves = [np.flatnonzero(tested.particles["half"] == half) for half in (1, 2)]
     shuffled = [generator(seed, "subsets", number).permutation(rows) for number, rows in enumerate(halves)]
     least = min(map(len, halves))
     sizes = [least >> power for power in range(_HALVINGS + 1) if power == 0 or least >> power >= _FEWEST]
@@ -197,133 +226,113 @@ def _subsets(tested: Tested, seed: int, draws: int) -> list[list[np.ndarray]]:
     ]
 
 
-def _bfactor(options: ValidateOptions, tested: Tested, progress: Progress) -> tuple[Found, dict]:
-    folder = options.out / "subsets"
-    folder.mkdir(exist_ok=True)
-    sizes = _subsets(tested, options.seed, 1 if options.refine_subsets else _DRAWS)
-    curves, numbers = [], []
-    for subsets in sizes:
-        found = [
-            _subset_fsc(options, tested, folder / f"{len(which)}-{draw}", which)
-            for draw, which in enumerate(subsets, start=1)
-        ]
-        curves.append(np.mean(found, axis=0))
-        numbers.append(len(subsets[0]))
-        reached = tested.width_A / fsc.crossing(curves[-1], fsc.GOLD_STANDARD)
-        progress(f"{numbers[-1]} particles, {len(subsets)} times: {reached:.2f} A")
-    line = overfitting.resolution_line(np.array(numbers), np.stack(curves), fsc.GOLD_STANDARD, tested.width_A)
-    resolutions = [tested.width_A / fsc.crossing(curve, fsc.GOLD_STANDARD) for curve in curves]
-    write_curves(
-        options.out / "bfactor_fsc.csv", tested.store.box_px, tested.store.pixel_size_A,
-        {f"particles{number}": curve for number, curve in zip(numbers, curves, strict=True)},
-    )  # fmt: skip
-    rows = ["particles,ln_particles,resolution_A,inverse_square_1_A2,used,draws"]
-    for number, resolution, used, subsets in zip(numbers, resolutions, line.used, sizes, strict=True):
-        rows.append(f"{number},{np.log(number):.6f},{resolution:.5f},{resolution**-2:.8f},{int(used)},{len(subsets)}")
-    with replacing(options.out / "bfactor.csv") as file:
-        file.write(("\n".join(rows) + "\n").encode())
-    figures = {
-        "bfactor_A2": line.bfactor_A2,
-        "bfactor_error_A2": line.error_A2,
-        "bfactor_exact_A2": line.exact_A2,
-        "slope": line.slope,
-        "intercept": line.intercept,
-        "subsets": len(numbers),
-        "subsets_on_the_line": int(line.used.sum()),
-        "refined_anew": options.refine_subsets,
-    }
-    verdict = bfactor_verdict(
-        line.bfactor_A2, line.error_A2, line.exact_A2, int(line.used.sum()), options.refine_subsets, line.slope,
-        resolutions[0],
-    )  # fmt: skip
-    return verdict, figures
+def _refined_anew(job: _Job, sizes: list[list[np.ndarray]]) -> Iterator[np.ndarray]:
+    """FSC of the half maps of each size, every subset refined from the start."""
+    for (which,) in sizes:
+        name = f"subset{len(which)}"
+        yield job.refined(job.tested.selection(job.out / f"{name}.zarr", which).path, name)[1]
 
 
-def _subset_fsc(options: ValidateOptions, tested: Tested, out: Path, which: np.ndarray) -> np.ndarray:
-    """FSC under the run's mask of the half maps from some particles, refined or from the poses that they have."""
+def _from_their_poses(job: _Job, sizes: list[list[np.ndarray]]) -> Iterator[np.ndarray]:
+    """FSC of the half maps of each size, the mean over its subsets, reconstructed from the poses that the run found.
 
-    def silent(line: str, /, *, end: str = "\n") -> None:
-        pass
+    A size that is done is a checkpoint.
+    """
+    tested, options = job.tested, job.options
+    box = tested.store.box_px
+    data = load_dataset(tested.selection(job.out / "posed.zarr", posed=True).path, options.seed)
+    found = job.run.latest_checkpoint()
+    done = np.zeros((0, box // 2 + 1)) if found is None else found[1]["fsc"]
+    with em.scratch(job.out) as scratch, connect(options.cluster, options.workers) as cluster:
+        check_memory(cluster, box, back_projection_bytes(box), len(tested.group))
+        for number, subsets in enumerate(sizes):
+            if number >= len(done):
+                tasks = []
+                for draw, which in enumerate(subsets):
+                    halves = np.zeros_like(data.halves)
+                    halves[which] = data.halves[which]
+                    maps, _ = maps_of(replace(data, halves=halves), tested.group, tested.mask, scratch, f"draw{draw}-")
+                    tasks.append(maps.fsc)
+                of_size = np.mean([one.masked for one in graph.compute(tasks, cluster)], axis=0)
+                done = np.concatenate([done, of_size[None]])
+                job.run.save_checkpoint(len(done), {"fsc": done}, {})
+            yield done[number]
 
-    posed = not options.refine_subsets
-    out.mkdir(exist_ok=True)
-    store = tested.selection(out.with_suffix(".zarr"), which, posed)
-    if not posed:
-        return refine(_refined_as(tested, options, store.path, out), progress=silent).fsc.masked
-    given = {"symmetry": tested.options["symmetry"], "mask": tested.path / "mask.mrc"} | _again(options)
-    return reconstruct(ReconstructOptions(store=store.path, out=out, **given), progress=silent).fsc.masked
 
-
-def _unseen(options: ValidateOptions, tested: Tested, progress: Progress) -> tuple[Found, dict]:
-    judged, others = tested, None
+def _unseen(job: _Job) -> tuple[Verdict, dict[str, Any]]:
+    options, judged, others, who = job.options, job.tested, job.options.others, "other half"
     if options.leave_out is not None:
-        judged, others = _without(options, tested, progress)
-    elif options.others is not None:
-        others = options.others
+        judged, others = _without(job, options.leave_out)
+        who = "left out"
+    elif others is not None:
+        who = "other particles"
     shell = _doubtful_shell(judged, options.align_to_A)
-    own = judged.selection(options.out / "seen.zarr", np.arange(len(judged.rows)), posed=False)
-    with em.scratch(options.out) as scratch, connect(options.cluster, options.workers) as cluster:
-        seen, unseen = _agreements(options, judged, own.path, others, shell, scratch, cluster)
-    ours, theirs = agreement(seen), agreement(unseen)
+    own = judged.selection(job.out / "seen.zarr")
+    with em.scratch(job.out) as scratch, connect(options.cluster, options.workers) as cluster:
+        to = Alignment.planned(judged, shell - 1, options.seed, scratch)
+        to.check_memory(cluster)
+        rows = [to.drawn(judged.rows_of(half), half) for half in (1, 2)]
+        seen = [to.agreement(half, own.path, rows[half - 1], "seen") for half in (1, 2)]
+        if others is None:
+            unseen = [to.agreement(half, own.path, rows[2 - half], "unseen") for half in (1, 2)]
+        else:
+            chosen = to.drawn(range(open_store(others).n), 0)
+            unseen = [to.agreement(half, others, chosen, "unseen") for half in (1, 2)]
+        totals = [graph.tree_sum(both, name=name) for name, both in (("seen", seen), ("unseen", unseen))]
+        ours, theirs = (agreement(sums) for sums in graph.compute(totals, cluster))
     curves = {"fsc": judged.fsc, "seen": ours.mean, "seen_error": ours.error}
     curves |= {"unseen": theirs.mean, "unseen_error": theirs.error}
-    write_curves(options.out / "unseen.csv", own.box_px, own.pixel_size_A, curves)
+    write_curves(job.out / "unseen.csv", own.box_px, own.pixel_size_A, curves)
     verdict, figures = unseen_verdict(ours, theirs, judged.fsc, shell, judged.width_A)
-    who = "other half" if others is None else ("left out" if options.leave_out is not None else "other particles")
     return verdict, {"unseen_are": who, **figures}
 
 
-def _agreements(
-    options: ValidateOptions,
-    judged: Tested,
-    own: Path,
-    others: Path | None,
-    shell: int,
-    scratch: Path,
-    cluster: Cluster,
-) -> Sequence[np.ndarray]:
-    """Sums over both half maps of how their own particles and unseen ones correlate with them, (3, S) each."""
-    rows = []
-    for half in (1, 2):
-        ours = np.flatnonzero(judged.particles["half"] == half)
-        rows.append(ours[drawn(len(ours), options.seed, "aligned", half)])
-    seen, unseen = [], []
-    for half in (1, 2):
-        fixed = (shell - 1, "seen", scratch, options.seed)
-        seen.append(aligned_agreement(judged, half, own, rows[half - 1], *fixed))
-        fixed = (shell - 1, "unseen", scratch, options.seed)
-        if others is None:
-            unseen.append(aligned_agreement(judged, half, own, rows[2 - half], *fixed))
-        else:
-            chosen = drawn(open_store(others).n, options.seed, "aligned", 0)
-            unseen.append(aligned_agreement(judged, half, others, chosen, *fixed))
-    totals = [graph.tree_sum(both, name=name) for both, name in ((seen, "seen"), (unseen, "unseen"))]
-    found = graph.compute(totals, cluster)
-    return list(found)
-
-
-def _without(options: ValidateOptions, tested: Tested, progress: Progress) -> tuple[Tested, Path]:
-    """A refinement without a part of the particles, and those as a selection."""
-    assert options.leave_out is not None
+def _without(job: _Job, share: float) -> tuple[Tested, Path]:
+    """A refinement without a share of the particles of each half, and those as a selection."""
     left_out = []
     for half in (1, 2):
-        own = np.flatnonzero(tested.particles["half"] == half)
-        shuffled = generator(options.seed, "left-out", half).permutation(own)
-        left_out.append(shuffled[: max(1, round(options.leave_out * len(own)))])
+        shuffled = generator(job.options.seed, "left-out", half).permutation(job.tested.rows_of(half))
+        left_out.append(shuffled[: max(1, round(share * len(shuffled)))])
     which = np.sort(np.concatenate(left_out))
-    kept = np.setdiff1d(np.arange(len(tested.rows)), which)
-    store = tested.selection(options.out / "kept.zarr", kept, posed=False)
-    others = tested.selection(options.out / "left_out.zarr", which, posed=False)
-    out = options.out / "without"
-    refine(_refined_as(tested, options, store.path, out), progress=progress)
-    return open_tested(out), others.path
+    kept = np.setdiff1d(np.arange(len(job.tested.rows)), which)
+    out, _ = job.refined(job.tested.selection(job.out / "kept.zarr", kept).path, "without")
+    return open_tested(out), job.tested.selection(job.out / "left_out.zarr", which).path
+
+
+def _hand(job: _Job) -> tuple[Verdict, dict[str, Any]]:
+    if job.model is None:
+        return Verdict(None, CANNOT_TELL), {}
+    tested, model = job.tested, job.model
+    shell = max(2, int(fsc.crossing(tested.fsc, fsc.HALF)))
+    found = mrc.read_map(tested.path / "map.mrc").array * tested.mask
+    ours, other = (alignment.align(one, model, shell, hands=False).correlation for one in (found, mirrored(found, 0)))
+    figures = {"correlation": ours, "correlation_mirrored": other, "compared_to_A": tested.width_A / shell}
+    return hand_verdict(ours, other), figures
+
+
+_TESTS = {"noise": _noise, "bfactor": _bfactor, "unseen": _unseen, "hand": _hand}
+
+
+def _doubtful_shell(tested: Tested, given_A: float | None) -> int:
+    """The shell from which on signal is to be proved."""
+    if given_A is None:
+        return overfitting.first_doubtful_shell(tested.fsc)
+    return shell_at(given_A, tested.store.box_px, tested.store.pixel_size_A) + 1
+
+
+def _check_doubt(tested: Tested, name: str, given_A: float | None) -> None:
+    last = tested.store.box_px // 2
+    if given_A is not None and not 2 <= _doubtful_shell(tested, given_A) <= last:
+        raise InputError(
+            f"--{name.removesuffix('_A').replace('_', '-')} {given_A:g} A: expected a resolution between "
+            f"{tested.width_A:.1f} A, the width of the box, and {tested.width_A / last:.2f} A, Nyquist"
+        )
 
 
 def _check_others(path: Path, tested: Tested) -> None:
     """InputError unless a store holds particles of the run's kind that had no part in it."""
     store = open_store(path)
-    same = store.box_px == tested.store.box_px and abs(store.pixel_size_A / tested.store.pixel_size_A - 1) < 1e-3
-    if not same:
+    if store.box_px != tested.store.box_px or abs(store.pixel_size_A / tested.store.pixel_size_A - 1) > 1e-3:
         raise InputError(
             f"{path}: images of {store.box_px} px of {store.pixel_size_A:g} A; expected {tested.store.box_px} px of "
             f"{tested.store.pixel_size_A:g} A like those of {tested.path}"
@@ -337,24 +346,30 @@ def _check_others(path: Path, tested: Tested) -> None:
 
 
 def _model(path: Path, tested: Tested) -> np.ndarray:
-    """Density of an atomic model or a map, in the run's box."""
+    """Density of an atomic model or a map, in the run's box. InputError where its size says that it is of other units
+    or another molecule."""
     box, pixel = tested.store.box_px, tested.store.pixel_size_A
     if path.name.lower().endswith(_MAPS):
+        given = mrc.read_map(path)
+        width = max(given.array.shape) * given.voxel_size_A
+        if 0 < width < tested.diameter_A:
+            raise InputError(
+                f"{path}: the map is {width:.0f} A wide, the particle {tested.diameter_A:.0f} A; expected one that "
+                "holds it. Correct the voxel size in its header, in Angstrom"
+            )
         return load_reference(tested.store, path)
     atoms = read_model(path)
+    if len(atoms.position_A) > 1:
+        nearest = scipy.spatial.cKDTree(atoms.position_A).query(atoms.position_A, k=2)[0][:, 1]
+        apart = float(np.median(nearest))
+        if not _NEIGHBOURS_A[0] < apart < _NEIGHBOURS_A[1]:
+            raise InputError(
+                f"{path}: its atoms are {apart:.3g} A from the next; expected {_NEIGHBOURS_A[0]:g} to "
+                f"{_NEIGHBOURS_A[1]:g} A. Its coordinates have to be in Angstrom"
+            )
     if 2 * atoms.radius_A > box * pixel:
-        raise InputError(f"{path}: the model is {2 * atoms.radius_A:.0f} A wide, the box {box * pixel:.0f} A")
+        raise InputError(
+            f"{path}: the model is {2 * atoms.radius_A:.0f} A wide, the box {box * pixel:.0f} A; give the part that is "
+            "in the map"
+        )
     return gaussian_density(atoms.position_A, atoms.amplitude, atoms.bfactor_A2, box, pixel)
-
-
-def _hand(tested: Tested, model: np.ndarray | None) -> tuple[Found, dict]:
-    if model is None:
-        return Found(None, CANNOT_TELL), {}
-    shell = max(2, int(fsc.crossing(tested.fsc, fsc.HALF)))
-    found = mrc.read_map(tested.path / "map.mrc").array * tested.mask
-    ours, other = (alignment.align(one, model, shell, hands=False).correlation for one in (found, mirrored(found, 0)))
-    figures = {"correlation": ours, "correlation_mirrored": other, "compared_to_A": tested.width_A / shell}
-    return hand_verdict(ours, other), figures
-
-
-_TESTS = {"noise": _noise, "bfactor": _bfactor, "unseen": _unseen}

@@ -1,6 +1,7 @@
 """What tells a map that was fitted to noise from one that was not: images of noise, and the line of particles against
 resolution."""
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -27,16 +28,18 @@ def first_doubtful_shell(fsc: np.ndarray) -> int:
     return max(int(below[0]) + 1 if len(below) else round(_UP_TO_NYQUIST * last), min(_FEWEST_SHELLS + 1, last))
 
 
-def noise_substituted(images: np.ndarray, shell: int, seed: int, numbers: np.ndarray) -> np.ndarray:
+def noise_substituted(images: np.ndarray, shell: int, seed: int) -> np.ndarray:
     """Images (n, D, D) with random phases from the radius of a shell on, their amplitudes kept; float32.
 
-    What remains there is noise of the spectrum that the image has (Chen et al. 2013, section 2.2). The phases are those
-    of white noise, keyed by seed and by the number of the image (n,) alone.
+    What remains there is noise of the spectrum that the image has (Chen et al. 2013). The phases are those of white
+    noise, keyed by the seed and what is in the image: an image that is there twice, under whatever names, has the same
+    noise both times, as it had before.
     """
     box = images.shape[-1]
     transforms = fft.rfft2(images)
     beyond = radius_px(box, 2) >= shell
-    for transform, number in zip(transforms, numbers, strict=True):
+    for image, transform in zip(images, transforms, strict=True):
+        number = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest(), "little")
         noise = fft.rfft2(generator(seed, "image-phases", number).standard_normal((box, box), dtype=np.float32))
         turned = np.abs(transform) * noise / np.maximum(np.abs(noise), np.float32(1e-20))
         transform[beyond] = turned[beyond]
@@ -46,9 +49,9 @@ def noise_substituted(images: np.ndarray, shell: int, seed: int, numbers: np.nda
 class ResolutionLine(NamedTuple):
     """The line through resolutions of growing numbers of particles.
 
-    used: (M,) bool, which counted; bfactor_A2: 2 / slope of 1 / d^2 against ln N, as it is usually plotted; error_A2: its
-    standard error; exact_A2: the same with N d in place of N, as in the formula; slope, intercept: of the first line. Not
-    a number where there is no line.
+    used: (M,) bool, which counted; bfactor_A2: 2 / slope of 1 / d^2 against ln N, as it is usually plotted; error_A2:
+    its standard error; exact_A2: the same with N d in place of N, as in the formula; slope, intercept: of the first
+    line. Not a number where there is no line.
     """
 
     used: np.ndarray

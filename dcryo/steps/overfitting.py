@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dcryo.kernels import fft, fsc, posterior, slices
-from dcryo.kernels.shells import half_plane, resolution_A, shell_sums
+from dcryo.kernels.overfitting import ResolutionLine
+from dcryo.kernels.shells import half_plane, shell_sums
 from dcryo.steps.expectation import Batch
 
 # An FSC between halves of noise of this much, and so many standard deviations, is made by the refinement.
@@ -56,63 +57,58 @@ def agreement(sums: np.ndarray) -> Agreement:
 
 
 def checked_shells(curve: np.ndarray, first: int) -> np.ndarray:
-    """Shells at which a claim is looked at: from the first that is in doubt to that of the resolution, three at least."""
+    """Shells that a claim is about: from the first that is in doubt to that of the resolution, three at least."""
     last = len(curve) - 1
     end = max(int(fsc.crossing(curve, fsc.GOLD_STANDARD)), first + 2)
     return np.arange(min(first, last), min(end, last) + 1)
 
 
 @dataclass(frozen=True)
-class Found:
-    """passed: True, False, or None where the test cannot tell; words: a verdict in plain words."""
+class Verdict:
+    """passed: True, False, or None where the test cannot tell; words: what was found, in plain words."""
 
     passed: bool | None
     words: str
 
 
 def noise_verdict(
-    total: np.ndarray, of_noise: np.ndarray, true: np.ndarray, independent: np.ndarray, shell: int, width_A: float
-) -> tuple[Found, dict]:
+    total: np.ndarray, of_noise: np.ndarray, true: np.ndarray, within: np.ndarray, shell: int, width_A: float
+) -> tuple[Verdict, dict[str, float]]:
     """Of a refinement of noise beyond a shell, and what it comes to in figures.
 
-    total, of_noise, true: FSC_t, FSC_n and FSC_true (S,); independent: voxels that each shell is worth; width_A: of the
-    box. FSC_n counts from two shells past the first random phases.
+    total, of_noise, true: FSC_t, FSC_n and FSC_true (S,); within: from `significance.independent_within`; width_A: of
+    the box. FSC_n counts from two shells past the first random phases.
     """
     some = checked_shells(total, shell + 2)
-    weight = independent[some]
+    weight = np.diff(within, prepend=0)[some]
     mean = float(np.average(of_noise[some], weights=weight))
-    error = float(1 / np.sqrt(weight.sum()))
-    claimed, left = (fsc.crossing(curve, fsc.GOLD_STANDARD) for curve in (total, true))
+    error = float(1 / np.sqrt(2 * weight.sum()))
+    claimed_A, left_A = (width_A / fsc.crossing(curve, fsc.GOLD_STANDARD) for curve in (total, true))
     figures = {
         "noise_from_A": width_A / shell,
         "fsc_of_noise": mean,
         "fsc_of_noise_error": error,
-        "resolution_A": width_A / claimed,
-        "resolution_true_A": width_A / left,
+        "resolution_A": claimed_A,
+        "resolution_true_A": left_A,
     }
-    about = f"Between {width_A / some[0]:.2f} and {width_A / some[-1]:.2f} A"
-    if mean > max(_NOISE_FSC, _SIGMAS * error):
-        words = (
-            f"Overfitting: {about[0].lower()}{about[1:]} half maps of noise have an FSC of {mean:.2f} on average. What is "
-            f"left of the run's own ends at {width_A / left:.2f} A, not at {width_A / claimed:.2f} A."
-        )
-        return Found(False, words), figures
-    words = (
-        f"{about} half maps refined from noise have an FSC of {mean:.2f} on average: no overfitting is to be seen beyond "
-        f"{width_A / shell:.2f} A. FSC_true falls to {fsc.GOLD_STANDARD:g} at {width_A / left:.2f} A, the run's own at "
-        f"{width_A / claimed:.2f} A."
+    found = (
+        f"the half maps of images that are noise beyond {width_A / shell:.2f} A have an FSC of {mean:.2f} +- "
+        f"{error:.2f} between {width_A / some[0]:.2f} and {width_A / some[-1]:.2f} A."
     )
-    return Found(True, words), figures
+    left = f"FSC_true falls to {fsc.GOLD_STANDARD:g} at {left_A:.2f} A, the FSC of the run at {claimed_A:.2f} A."
+    if mean > max(_NOISE_FSC, _SIGMAS * error):
+        return Verdict(False, f"Overfitted: {found} {left}"), figures
+    return Verdict(True, f"No overfitting is seen: {found} {left}"), figures
 
 
 def unseen_verdict(
     seen: Agreement, unseen: Agreement, curve: np.ndarray, shell: int, width_A: float
-) -> tuple[Found, dict]:
-    """Of images that the map has never seen, and its own, all aligned to it up to the shell before this one.
+) -> tuple[Verdict, dict[str, float | int | None]]:
+    """Of images that a half map has never seen, and its own, all aligned to it up to the shell before this one.
 
     The noise of an image is in a map that it made, so that its own correlate with it even where there is no signal: of
     their correlation, at the same poses, SNR / (1 + SNR) is signal, SNR that of the half map, which is its FSC. So much
-    the unseen are to reach; poses that were found anew only raise their share.
+    the unseen are to reach; poses that were found anew only raise their share. curve: FSC of the half maps (S,).
     """
     some = checked_shells(curve, shell)
 
@@ -121,9 +117,8 @@ def unseen_verdict(
 
     (own, own_error), (other, other_error) = over(seen), over(unseen)
     promised = float(np.mean(seen.mean[some] * np.clip(curve[some], 0, 1)))
-    positive = unseen.mean > _SIGMAS * unseen.error
-    gone = np.flatnonzero(~positive[1:])
-    reach = int(gone[0]) if len(gone) else len(positive) - 1
+    gone = np.flatnonzero(unseen.mean[1:] <= _SIGMAS * unseen.error[1:])
+    reach = int(gone[0]) if len(gone) else len(curve) - 1
     figures = {
         "aligned_to_A": width_A / max(shell - 1, 1),
         "seen_particles": seen.images,
@@ -133,55 +128,56 @@ def unseen_verdict(
         "unseen_correlation": other,
         "unseen_correlation_error": other_error,
         "promised_correlation": promised,
-        "unseen_agree_to_A": resolution_A(reach, 1, width_A) if reach else None,
+        "unseen_agree_to_A": width_A / reach if reach else None,
     }
-    about = f"between {width_A / some[0]:.2f} and {width_A / some[-1]:.2f} A"
-    values = (
-        f"{other:.4f} +- {other_error:.4f}, its own by {own:.4f} +- {own_error:.4f}; the FSC promises {promised:.4f}"
+    found = (
+        f"Between {width_A / some[0]:.2f} and {width_A / some[-1]:.2f} A particles that a half map has never seen "
+        f"correlate with it by {other:.4f} +- {other_error:.4f}, its own by {own:.4f} +- {own_error:.4f}; after the FSC "
+        f"it should be {promised:.4f}."
     )
-    said = f"Particles that the map has never seen correlate with it {about} by {values}"
     if other > _SIGMAS * other_error and other > _UNSEEN_SHARE * promised:
-        return Found(True, f"{said}. What it shows there is in them too."), figures
-    if other + 2 * other_error < _UNSEEN_SHARE * promised:
-        return Found(False, f"{said}. Overfitting: what it shows there is in its own particles alone."), figures
-    return Found(None, f"{said}. Too little to tell: more particles would be needed."), figures
+        return Verdict(True, f"{found} What the map shows there is in them too."), figures
+    if other + _SIGMAS * other_error < _UNSEEN_SHARE * promised:
+        return Verdict(False, f"Overfitted: {found} What the map shows there is in its own particles alone."), figures
+    return Verdict(None, f"{found} That is too little to tell; it would take more particles."), figures
 
 
-def bfactor_verdict(
-    bfactor_A2: float, error_A2: float, exact_A2: float, points: int, refined: bool, slope: float, resolution: float
-) -> Found:
-    """Of the line of particles against resolution, a measurement rather than a test. resolution: of the run, in A."""
-    if not np.isfinite(bfactor_A2):
-        return Found(
+def bfactor_verdict(line: ResolutionLine, resolution_A: float, nyquist_A: float, refined: bool) -> Verdict:
+    """Of the line of particles against resolution, which is a measurement and not a test. resolution_A: of all
+    particles; refined: each subset was refined anew."""
+    points = int(line.used.sum())
+    if not np.isfinite(line.bfactor_A2):
+        return Verdict(
             None,
-            f"No line could be fitted: {points} of the subsets end between the first shells and Nyquist, or more "
-            "particles gave no more resolution.",
+            f"There is no line: {points} of the {len(line.used)} numbers of particles have a resolution between the "
+            "first shells and Nyquist, or more particles gave no more.",
         )
-    error = f" +- {error_A2:.0f}" if np.isfinite(error_A2) else ""
-    twice = 1 / np.sqrt(1 / resolution**2 + slope * np.log(2))
+    error = f" +- {line.error_A2:.0f}" if np.isfinite(line.error_A2) else ""
+    twice_A = 1 / np.sqrt(1 / resolution_A**2 + line.slope * np.log(2))
+    gain = f"would give {twice_A:.2f} A" if twice_A > nyquist_A else f"would reach Nyquist, {nyquist_A:.2f} A,"
     words = (
-        f"B factor {bfactor_A2:.0f}{error} A^2 from {points} subsets ({exact_A2:.0f} A^2 with the factor 1/d of the "
-        f"formula): twice as many particles would give {twice:.2f} A where there are {resolution:.2f} A now."
+        f"B factor {line.bfactor_A2:.0f}{error} A^2 from {points} numbers of particles ({line.exact_A2:.0f} A^2 with "
+        f"the factor 1/d of the formula): twice as many {gain} where there are {resolution_A:.2f} A now."
     )
     if not refined:
         words += (
-            " The subsets are reconstructed from poses that all particles together have found: that flatters the small "
-            "ones. --refine-subsets refines each anew."
+            " The subsets have the poses that all particles found together, which flatters the small ones: "
+            "--refine-subsets refines each anew."
         )
-    return Found(None, words)
+    return Verdict(None, words)
 
 
 CANNOT_TELL = (
-    "Projections cannot tell the hand: a map and its mirror image have the same ones. An atomic model that fits one hand "
-    "only (helices turn to the right), a known map, or images of a tilted specimen can; give the first two as --model."
+    "Projections cannot tell the hand: a map and its mirror image have the same ones. An atomic model, a map of known "
+    "hand (give one as --model), or images of the tilted specimen can."
 )
 
 
-def hand_verdict(as_it_is: float, mirrored: float) -> Found:
+def hand_verdict(as_it_is: float, mirrored: float) -> Verdict:
     """Of the correlations of both hands of the map with a model."""
     values = f"the map correlates with the model by {as_it_is:.3f}, its mirror image by {mirrored:.3f}"
     if abs(as_it_is - mirrored) < _HAND_MARGIN:
-        return Found(None, f"The hand cannot be told at this resolution: {values}.")
+        return Verdict(None, f"The hand cannot be told at this resolution: {values}.")
     if as_it_is > mirrored:
-        return Found(True, f"The map has the hand of the model: {values}.")
-    return Found(False, f"The map has the other hand than the model: {values}.")
+        return Verdict(True, f"The map has the hand of the model: {values}.")
+    return Verdict(False, f"The map has the other hand than the model: {values}.")
