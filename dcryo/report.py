@@ -145,8 +145,8 @@ class Source:
 
     @functools.cached_property
     def shown(self) -> "Source":
-        """The run whose files the page shows: the last one within that made a map, if this one has none of its own and is
-        not about others."""
+        """The run whose files the page shows: the last one within that made a map, if this one has none and its page is
+        not about itself."""
         if self.record["job"] == "validate":
             return self
         made_a_map = [source for source in self.within if (source.path / MAPS[0]).is_file()]

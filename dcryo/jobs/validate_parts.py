@@ -36,7 +36,7 @@ _FILES = ("half1.mrc", "half2.mrc", "map.mrc", "mask.mrc", "fsc.csv", "spectra.c
 @dataclass(frozen=True)
 class Tested:
     """A finished refinement. store: what it was made from; rows: of its particles in that; particles: as it left them;
-    options: those it was given; group: operators of its symmetry; fsc: of the half maps under the mask (D // 2 + 1,)."""
+    options: those it was given; group: operators of its symmetry; fsc: of the half maps under the mask."""
 
     path: Path
     store: Store

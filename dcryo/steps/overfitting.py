@@ -132,8 +132,8 @@ def unseen_verdict(
     }
     found = (
         f"Between {width_A / some[0]:.2f} and {width_A / some[-1]:.2f} A particles that a half map has never seen "
-        f"correlate with it by {other:.4f} +- {other_error:.4f}, its own by {own:.4f} +- {own_error:.4f}; after the FSC "
-        f"it should be {promised:.4f}."
+        f"correlate with it by {other:.4f} +- {other_error:.4f}, its own by {own:.4f} +- {own_error:.4f}; after the "
+        f"FSC it should be {promised:.4f}."
     )
     if other > _SIGMAS * other_error and other > _UNSEEN_SHARE * promised:
         return Verdict(True, f"{found} What the map shows there is in them too."), figures
