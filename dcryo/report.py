@@ -201,7 +201,7 @@ def write_report(run_dir: str | Path) -> Path:
         shown=source.shown.path.name if source.shown is not source else "",
         command=shlex.join(record.get("command", [])),
         again=[shlex.join(session["command"]) for session in record.get("resumed", [])],
-        result=_rows(record.get("result")),
+        result=_rows(report_validate.figures_of(record) if record["job"] == "validate" else record.get("result")),
         options=_rows(record["options"]),
         inputs=[(row["path"], _bytes(row["bytes"]), row["digest"], row["digest_of"]) for row in record["inputs"]],
         versions=_rows({**(record.get("versions") or {}), **(record.get("platform") or {})}),

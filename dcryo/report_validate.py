@@ -26,6 +26,15 @@ def verdicts(record: Mapping[str, Any]) -> list[list[str]]:
     return [["test", "", "what was found"], *rows] if rows else []
 
 
+def figures_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of the tests, without the words that `verdicts` shows."""
+    result = record.get("result") or {}
+    return {
+        name: {key: one for key, one in value.items() if key != "verdict"} if name in _TESTS else value
+        for name, value in result.items()
+    }
+
+
 def noise(path: Path, record: Mapping[str, Any]) -> tuple[str, str] | None:
     """The FSC of the run, of its repetition with noise, and what is left of the first."""
     found = _of(record, "noise")

@@ -174,7 +174,8 @@ def _noise(job: _Job) -> tuple[Verdict, dict[str, Any]]:
     with connect(options.cluster, options.workers) as cluster:
         store = substituted_store(own, job.out / "noise.zarr", shell, options.seed, cluster)
     _, of_noise = job.refined(store.path, "noise")
-    true = mask_effect.corrected(tested.fsc, of_noise, shell)
+    # Noise that happens to correlate below zero adds nothing to what is true.
+    true = mask_effect.corrected(tested.fsc, np.maximum(of_noise, 0), shell)
     curves = {"fsc": tested.fsc, "fsc_noise": of_noise, "fsc_true": true}
     write_curves(job.out / "noise.csv", own.box_px, own.pixel_size_A, curves)
     within = significance.independent_within(tested.mask, len(tested.group))

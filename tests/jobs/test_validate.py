@@ -53,7 +53,7 @@ class Given:
         return validate(ValidateOptions(out=out, tests=tests, **given), progress=tiny.quiet)
 
 
-def refined(store: Path, reference: Path, out: Path, iterations: int = 6) -> Path:
+def refined(store: Path, reference: Path, out: Path, iterations: int = 4) -> Path:
     options = RefineOptions(store=store, reference=reference, out=out, max_iterations=iterations, workers=2)
     return refine(options, progress=tiny.quiet).out
 
@@ -196,7 +196,7 @@ def curves_of_subsets(store: Store, mask: np.ndarray, scratch: Path) -> tuple[np
     return np.array([len(subsets[0]) for subsets in sizes]), np.stack(curves)
 
 
-@pytest.mark.parametrize("bfactor_A2", [200.0, 300.0])
+@pytest.mark.parametrize("bfactor_A2", [200.0, pytest.param(300.0, marks=pytest.mark.slow)])
 def test_a_known_bfactor_is_found(bfactor_A2: float, tmp_path: Path) -> None:
     """And half of the particles foretell the resolution of all."""
     found: list[ResolutionLine] = []
@@ -242,12 +242,20 @@ def test_the_line_of_a_run(judged: ValidateResult) -> None:
     assert f"B factor {figures['bfactor_A2']:.0f}" in judged.verdicts["bfactor"]
 
 
-def test_subsets_can_be_refined_anew(honest: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FEWEST", 100)
-    found = honest.validated(tmp_path / "out", "bfactor", refine_subsets=True)
+def test_subsets_can_be_refined_anew(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FEWEST", 40)
+    options = ValidateOptions(run=small, out=tmp_path / "out", tests="bfactor", refine_subsets=True, workers=2)
+    found = validate(options, progress=tiny.quiet)
     assert found.figures["bfactor"]["refined_anew"] and found.figures["bfactor"]["subsets"] == 2
     assert "--refine-subsets" not in found.verdicts["bfactor"]
-    assert Run.open(tmp_path / "out" / "subset200").record["result"]["particles"] == 200
+    fewer = Run.open(tmp_path / "out" / "subset80").record
+    assert fewer["result"]["particles"] == 80 and fewer["options"]["max_iterations"] == 2
+    curves = read_curves(tmp_path / "out" / "bfactor_fsc.csv")
+    np.testing.assert_allclose(
+        curves["particles80"], read_curves(tmp_path / "out" / "subset80" / "fsc.csv")["fsc_masked"], atol=1e-6
+    )
+    # All of them anew are the run itself.
+    np.testing.assert_allclose(curves["particles160"], read_curves(small / "fsc.csv")["fsc_masked"], atol=1e-6)
 
 
 def test_hands_are_told_by_a_model(honest: Given, tmp_path: Path) -> None:
