@@ -70,8 +70,8 @@ def judged(folder: Path, name: str, truth: Path, store: Store, others: Store) ->
     )
     noise, unseen = one.figures["noise"], other.figures["unseen"]
     return (
-        f"{result.resolution_A:.1f} | {true_A:.1f} | {noise['fsc_of_noise']:.2f} +- {noise['fsc_of_noise_error']:.2f} | "
-        f"{noise['resolution_true_A']:.1f} | {WORDS[one.passed['noise']]} | {WORDS[one.passed['unseen']]} | "
+        f"{result.resolution_A:.1f} | {true_A:.1f} | {noise['fsc_of_noise']:.2f} +- {noise['fsc_of_noise_error']:.2f} "
+        f"| {noise['resolution_true_A']:.1f} | {WORDS[one.passed['noise']]} | {WORDS[one.passed['unseen']]} | "
         f"{WORDS[other.passed['unseen']]} | {unseen['unseen_correlation']:.4f} of {unseen['promised_correlation']:.4f}"
     )
 
