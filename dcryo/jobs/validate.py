@@ -23,7 +23,7 @@ from dcryo.data.run import Run
 from dcryo.data.store import open_store
 from dcryo.errors import InputError
 from dcryo.jobs import em
-from dcryo.jobs.dataset import load_dataset, load_reference
+from dcryo.jobs.dataset import left_out_rows, load_dataset, load_reference
 from dcryo.jobs.memory import back_projection_bytes, check_memory
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
 from dcryo.jobs.reconstruct import maps_of
@@ -248,14 +248,19 @@ def _from_their_poses(job: _Job, sizes: list[list[np.ndarray]]) -> Iterator[np.n
         check_memory(cluster, box, back_projection_bytes(box), len(tested.group))
         for number, subsets in enumerate(sizes):
             if number >= len(done):
-                tasks = []
+                tasks, drawn = [], []
                 for draw, which in enumerate(subsets):
                     halves = np.zeros_like(data.halves)
                     halves[which] = data.halves[which]
-                    maps, _ = maps_of(replace(data, halves=halves), tested.group, tested.mask, scratch, f"draw{draw}-")
-                    tasks.append(maps.fsc)
-                of_size = np.mean([one.masked for one in graph.compute(tasks, cluster)], axis=0)
-                done = np.concatenate([done, of_size[None]])
+                    drawn.append(replace(data, halves=halves))
+                    maps, left_out = maps_of(drawn[-1], tested.group, tested.mask, scratch, f"draw{draw}-")
+                    tasks.append((maps.fsc, left_out))
+                curves = []
+                for some, (curve, left_out) in zip(drawn, graph.compute(tasks, cluster), strict=True):
+                    curves.append(curve.masked)
+                    for half, of_half in enumerate(left_out, start=1):
+                        job.run.quarantine(left_out_rows(some, half, of_half))
+                done = np.concatenate([done, np.mean(curves, axis=0)[None]])
                 job.run.save_checkpoint(len(done), {"fsc": done}, {})
             yield done[number]
 

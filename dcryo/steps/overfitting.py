@@ -11,6 +11,8 @@ from dcryo.steps.expectation import Batch
 
 # An FSC between halves of noise of this much, and so many standard deviations, is made by the refinement.
 _NOISE_FSC, _SIGMAS = 0.1, 3.0
+# Beyond this one, FSC_true is a ratio of two numbers next to nothing.
+_HOPELESS_FSC = 0.8
 # Below this part of what the FSC promises, particles that a map has never seen do not agree with it.
 _UNSEEN_SHARE = 0.5
 # Hands are told apart where their correlations with a model differ by this much.
@@ -96,8 +98,12 @@ def noise_verdict(
         f"{error:.2f} between {width_A / some[0]:.2f} and {width_A / some[-1]:.2f} A."
     )
     left = f"FSC_true falls to {fsc.GOLD_STANDARD:g} at {left_A:.2f} A, the FSC of the run at {claimed_A:.2f} A."
+    if width_A / claimed_A < shell + 2:
+        words = "The run claims too little beyond that to tell; a coarser --noise-beyond may."
+        return Verdict(None, f"{found[0].upper()}{found[1:]} {left} {words}"), figures
     if mean > max(_NOISE_FSC, _SIGMAS * error):
-        return Verdict(False, f"Overfitted: {found} {left}"), figures
+        beyond_use = " FSC_true says nothing where noise correlates like that." if mean > _HOPELESS_FSC else ""
+        return Verdict(False, f"Overfitted: {found} {left}{beyond_use}"), figures
     return Verdict(True, f"No overfitting is seen: {found} {left}"), figures
 
 

@@ -15,7 +15,7 @@ import tiny
 
 from dcryo import cli, graph
 from dcryo.cluster import connect
-from dcryo.data import mrc, star
+from dcryo.data import mrc, star, store_writer
 from dcryo.data.curves import read_curves, write_curves
 from dcryo.data.run import Run
 from dcryo.data.store import Store, open_store, select
@@ -141,7 +141,7 @@ def test_halves_that_share_images_fail(twice: Given, tmp_path: Path) -> None:
     found = twice.validated(tmp_path / "out", "noise,unseen", others=twice.others)
     assert found.passed == {"noise": False, "unseen": False}
     assert found.figures["noise"]["fsc_of_noise"] > 0.9
-    assert found.verdicts["noise"].startswith("Overfitted")
+    assert found.verdicts["noise"].startswith("Overfitted") and "FSC_true says nothing" in found.verdicts["noise"]
     assert "in its own particles alone" in found.verdicts["unseen"]
 
 
@@ -343,6 +343,26 @@ def test_a_killed_run_goes_on_where_it_was(
     assert len(made) == 2  # of the second number; the first was kept, and there is no third
     again = validate(options, progress=tiny.quiet)
     assert again.verdicts == first.verdicts and len(made) == 2
+
+
+def test_a_damaged_chunk_costs_its_particles_only(
+    simulated: SimulateResult, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was whole when the run was made."""
+    monkeypatch.setattr(store_writer, "CHUNK_BYTES", 8 * tiny.BOX_PX**2 * 2)
+    store = tiny.imported(simulated.particles_star, tmp_path / "particles.zarr")
+    run = refined(store.path, reference, tmp_path / "run", iterations=2)
+    shard = store.path / "images" / "c" / "0" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    content[content.index(store.read([20]).images[0].astype(np.float16).tobytes()) + 100] ^= 0x40
+    shard.write_bytes(content)
+    out = tmp_path / "out"
+    found = validate(ValidateOptions(run=run, out=out, tests="all", workers=2), progress=tiny.quiet)
+    assert (found.figures["unseen"]["seen_particles"], found.figures["unseen"]["unseen_particles"]) == (152, 152)
+    assert {row["row"] for row in Run.open(out).record["quarantined"]} == set(range(17, 25))
+    noise = Run.open(out / "noise").record
+    assert noise["result"]["particles"] == 152
+    assert {row["row"] for row in noise["quarantined"]} == set(range(17, 25))
 
 
 def refused(given: Given, tmp_path: Path, tests: str = "unseen", **options: object) -> str:

@@ -130,6 +130,10 @@ def test_noise_that_correlates_is_overfitting() -> None:
     overfitted, figures = noise_verdict(CURVE, much, CURVE - 0.2, WITHIN, 6, WIDTH_A)
     assert overfitted.passed is False and overfitted.words.startswith("Overfitted")
     assert figures["resolution_true_A"] > figures["resolution_A"]
+    # A run that ends where the noise begins claims nothing that could be overfitted.
+    short = np.where(np.arange(21) < 7, CURVE, 0)
+    unclaimed, _ = noise_verdict(short, much, short, WITHIN, 6, WIDTH_A)
+    assert unclaimed.passed is None and "--noise-beyond" in unclaimed.words
     # Few voxels correlate by themselves.
     assert noise_verdict(CURVE, much, CURVE, WITHIN / 1000, 6, WIDTH_A)[0].passed
 
