@@ -210,7 +210,8 @@ def _bfactor(job: _Job) -> tuple[Verdict, dict[str, Any]]:
         "subsets_on_the_line": int(line.used.sum()),
         "refined_anew": refined,
     }
-    return bfactor_verdict(line, resolutions[0], 2 * tested.store.pixel_size_A, refined), figures
+    reached_A = tested.width_A / fsc.crossing(tested.fsc, fsc.GOLD_STANDARD)
+    return bfactor_verdict(line, reached_A, 2 * tested.store.pixel_size_A, refined), figures
 
 
 def _subsets(halves: list[np.ndarray], seed: int, draws: int) -> list[list[np.ndarray]]:

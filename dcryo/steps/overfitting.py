@@ -157,8 +157,8 @@ ONLY_THE_OTHER_HALF = (
 
 
 def bfactor_verdict(line: ResolutionLine, resolution_A: float, nyquist_A: float, refined: bool) -> Verdict:
-    """Of the line of particles against resolution, which is a measurement and not a test. resolution_A: of all
-    particles; refined: each subset was refined anew."""
+    """Of the line of particles against resolution, which is a measurement and not a test. resolution_A: of the
+    run; refined: each subset was refined anew."""
     points = int(line.used.sum())
     if not np.isfinite(line.bfactor_A2):
         return Verdict(
