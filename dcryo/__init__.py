@@ -29,15 +29,17 @@ if TYPE_CHECKING:
     from dcryo.jobs.refine import RefineOptions, refine
     from dcryo.jobs.select import SelectOptions, select_particles
     from dcryo.jobs.simulate import SimulateOptions, simulate
+    from dcryo.jobs.validate import ValidateOptions, validate
     from dcryo.report import write_report
 
 __all__ = [
     "AbinitioOptions", "AlignOptions", "Class2dOptions", "CtfOptions", "DemoOptions", "DepositOptions",
     "DirectionalOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions", "LocalResolutionOptions",
     "MapModelOptions", "MotionOptions", "PickOptions", "PostprocessOptions", "ReconstructOptions", "RefineOptions",
-    "SelectOptions", "SimulateOptions", "abinitio", "align", "class2d", "ctf", "demo", "deposit",
+    "SelectOptions", "SimulateOptions", "ValidateOptions", "abinitio", "align", "class2d", "ctf", "demo", "deposit",
     "directional_resolution", "export_particles", "extract", "fsc_of_maps", "import_particles", "localres", "mapmodel",
-    "motion", "open", "pick", "postprocess", "reconstruct", "refine", "select_particles", "simulate", "write_report",
+    "motion", "open", "pick", "postprocess", "reconstruct", "refine", "select_particles", "simulate", "validate",
+    "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -82,6 +84,8 @@ _HOMES = {
     "select_particles": ("dcryo.jobs.select", "select_particles"),
     "SimulateOptions": ("dcryo.jobs.simulate", "SimulateOptions"),
     "simulate": ("dcryo.jobs.simulate", "simulate"),
+    "ValidateOptions": ("dcryo.jobs.validate", "ValidateOptions"),
+    "validate": ("dcryo.jobs.validate", "validate"),
     "write_report": ("dcryo.report", "write_report"),
 }
 

@@ -79,6 +79,7 @@ COMMANDS = (
         "directional", "jobs.directional", "DirectionalOptions", "directional_resolution", "Resolution by direction."
     ),
     Entry("deposit", "jobs.deposit", "DepositOptions", "deposit", "A folder for the Electron Microscopy Data Bank."),
+    Entry("validate", "jobs.validate", "ValidateOptions", "validate", "Test a refinement for overfitting."),
     Entry("report", "report", "ReportOptions", "report", "Write the report page of a run."),
 )
 

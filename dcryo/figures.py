@@ -226,6 +226,58 @@ def guinier(
 
 
 @matplotlib.rc_context(STYLE)
+def particles_against_resolution(
+    particles: np.ndarray, resolution_A: np.ndarray, used: np.ndarray, line: tuple[float, float] | None
+) -> str:
+    """1/d^2 against the logarithm of the number of particles, (M,) each; used: those that the line goes through, whose
+    slope and intercept are given."""
+    figure, axes = _figure(HALF_IN, 3.9)
+    squares = 1 / resolution_A**2
+    axes.plot(particles[used], squares[used], "o", color=BLUE, markersize=6, label="on the line", zorder=4)
+    if not used.all():
+        axes.plot(particles[~used], squares[~used], "o", markerfacecolor="white", color=FAINT, markersize=6,
+                  label="left out", zorder=4)  # fmt: skip
+    ends = np.array([particles.min() / 1.3, particles.max() * 2.6])
+    if line is not None:
+        axes.plot(ends, line[1] + line[0] * np.log(ends), "--", color=VERMILION, linewidth=1.8, label="fit")
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(*ends)
+    axes.set_xticks(particles, [f"{number:,}" for number in particles.astype(int)])
+    axes.minorticks_off()
+    axes.set_xlabel("particles N, on a scale of ln N")
+    low, high = axes.get_ylim()
+    ticks: list[float] = []
+    for tick in TICKS_A:
+        if low <= tick**-2 <= high and tick**-2 - (ticks[-1] if ticks else -np.inf) >= 0.07 * (high - low):
+            ticks.append(tick**-2)
+    axes.set_yticks(ticks, [f"{tick**-0.5:.3g}" for tick in ticks])
+    axes.set_ylabel("resolution d (Å), on a scale of 1/d²")
+    _legend(axes, 3)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def seen_and_unseen(
+    frequency_1_A: np.ndarray,
+    correlations: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    promised: np.ndarray,
+    aligned_to_A: float,
+) -> str:
+    """Correlations of images with a map, legend -> mean and standard error (S,), and what the FSC promises, (S,)."""
+    figure, axes = _figure(HALF_IN, 3.9)
+    for (name, (mean, error)), colour in zip(correlations.items(), (BLUE, VERMILION), strict=False):
+        axes.fill_between(frequency_1_A, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(frequency_1_A, mean, "-", color=colour, linewidth=2, label=name)
+    axes.plot(frequency_1_A, promised, "--", color=INK, linewidth=1.5, label="promised by the FSC")
+    axes.axvspan(0, 1 / aligned_to_A, color=FAINT, alpha=0.12, linewidth=0)
+    axes.axhline(0, color="#9aa5b1", linewidth=0.8)
+    axes.set_ylabel("correlation of an image with the map")
+    resolution_axis(axes, float(frequency_1_A[-1]))
+    _legend(axes, 3)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
 def spectra(frequency_1_A: np.ndarray, curves: Mapping[str, np.ndarray]) -> str:
     """Power spectra (legend -> (S,), same scale) against resolution, on a logarithmic scale."""
     figure, axes = _figure(HALF_IN, 3.9)

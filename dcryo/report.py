@@ -17,7 +17,15 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from dcryo import figures, report_mapmodel, report_micrographs, report_models, report_postprocess, report_surfaces
+from dcryo import (
+    figures,
+    report_mapmodel,
+    report_micrographs,
+    report_models,
+    report_postprocess,
+    report_surfaces,
+    report_validate,
+)
 from dcryo.data import mrc, star
 from dcryo.data.atomic import replacing
 from dcryo.data.classes import CLASSES, TABLE, read_class_table
@@ -52,6 +60,7 @@ TITLES = {
     "ctf": "CTF estimation",
     "pick": "Particle picking",
     "deposit": "Files for a deposition",
+    "validate": "Tests for overfitting",
 }
 UNITS = {
     "e_A2": "e/Å²",
@@ -136,7 +145,10 @@ class Source:
 
     @functools.cached_property
     def shown(self) -> "Source":
-        """The run whose files the page shows: the last one within that made a map, if this one has none."""
+        """The run whose files the page shows: the last one within that made a map, if this one has none and its page is
+        not about itself."""
+        if self.record["job"] == "validate":
+            return self
         made_a_map = [source for source in self.within if (source.path / MAPS[0]).is_file()]
         return made_a_map[-1] if made_a_map and not self._first(MAPS) else self
 
@@ -189,7 +201,7 @@ def write_report(run_dir: str | Path) -> Path:
         shown=source.shown.path.name if source.shown is not source else "",
         command=shlex.join(record.get("command", [])),
         again=[shlex.join(session["command"]) for session in record.get("resumed", [])],
-        result=_rows(record.get("result")),
+        result=_rows(report_validate.figures_of(record) if record["job"] == "validate" else record.get("result")),
         options=_rows(record["options"]),
         inputs=[(row["path"], _bytes(row["bytes"]), row["digest"], row["digest_of"]) for row in record["inputs"]],
         versions=_rows({**(record.get("versions") or {}), **(record.get("platform") or {})}),
@@ -321,6 +333,22 @@ def _of_map_and_model(
 
     section.__name__ = title
     return section
+
+
+def _of_tests(
+    title: str, make: Callable[[Path, Mapping[str, Any]], tuple[str, str] | None]
+) -> Callable[[Source], Section | None]:
+    def section(source: Source) -> Section | None:
+        made = make(source.path, source.record) if source.record["job"] == "validate" else None
+        return None if made is None else Section(title, *made)
+
+    section.__name__ = title
+    return section
+
+
+def _verdicts(source: Source) -> Section | None:
+    rows = report_validate.verdicts(source.record) if source.record["job"] == "validate" else []
+    return Section("Verdicts", table=rows, wide=True) if rows else None
 
 
 def _worst_residues(source: Source) -> Section | None:
@@ -580,7 +608,10 @@ def _quarantined(source: Source) -> Section | None:
 
 
 SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
-    _what_is_wrong,
+    _what_is_wrong, _verdicts,
+    _of_tests("Refinement of noise", report_validate.noise),
+    _of_tests("Particles against resolution", report_validate.particles_against_resolution),
+    _of_tests("Particles that the map has never seen", report_validate.seen_and_unseen),
     _of_half_maps("Fourier shell correlation", report_postprocess.fourier_shell_correlation, False),
     _of_half_maps("Guinier plot", report_postprocess.guinier, False),
     _of_half_maps("Sharpened map", report_postprocess.sharpened_map, True),

@@ -31,16 +31,17 @@ SURFACE = {
     "report_models",
     "report_postprocess",
     "report_surfaces",
+    "report_validate",
     "figures",
     "__main__",
     "__init__",
 }
 
-# Jobs know one another only through what they share; `demo` is the one that chains them.
+# Jobs know one another only through what they share; `demo` chains them, and `validate` repeats them.
 SHARED_BY_JOBS = {
     f"dcryo.jobs.{name}" for name in ("dataset", "em", "given_maps", "memory", "micrographs", "options", "outputs")
 }
-CHAINING_JOBS = {"dcryo.jobs.demo"}
+CHAINING_JOBS = {"dcryo.jobs.demo", "dcryo.jobs.validate"}
 # A job that is too long for one module has parts, which it and they alone import: `simulate` and `simulate_movies`.
 
 # library -> the only modules or floors that may import it

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dcryo.data import mrc
-from dcryo.data.particles import Particles
+from dcryo.data.particles import Particles, identities
 from dcryo.data.store import Store, open_store
 from dcryo.errors import InputError
 from dcryo.kernels import filters, masks
@@ -136,6 +136,16 @@ def load_dataset(path: Path, seed: int) -> Dataset:
     origin_A = particles["origin_A"] if "origin_A" in particles else np.zeros((n, 2))
     origin_px = origin_A / columns.pixel_size_A[:, None]
     return Dataset(store, particles, columns, halves, has_poses, rotation, origin_px)
+
+
+def rows_in_store(store: Store, particles: Particles, source: Path) -> np.ndarray:
+    """Row in a store of each particle of a table read from `source`; InputError unless the store has each, once."""
+    own, every = identities(particles), identities(store.particles())
+    order = np.argsort(every, kind="stable")
+    rows = order[np.searchsorted(every[order], own).clip(max=len(every) - 1)]
+    if not np.array_equal(every[rows], own) or len(np.unique(rows)) != len(rows):
+        raise InputError(f"{source}: its particles are not those of {store.path}, each once")
+    return rows
 
 
 def _check_optics(particles: Particles, path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from dcryo import graph
-from dcryo.cluster import Cluster, check_kind, connect
+from dcryo.cluster import check_kind, connect
 from dcryo.data.run import Run
 from dcryo.errors import InputError, RunError
 from dcryo.jobs import em
@@ -70,8 +70,9 @@ def reconstruct(options: ReconstructOptions, *, progress: Progress = print) -> R
         run.quarantine(data.store.quarantined)
         progress(f"{len(data.particles)} particles, box {data.store.box_px} px, on {cluster.description}")
         check_memory(cluster, data.store.box_px, back_projection_bytes(data.store.box_px), len(group))
-        maps, left_out = _maps(data, group, mask, cluster, scratch)
-        run.quarantine(left_out)
+        maps, left_out = graph.compute(maps_of(data, group, mask, scratch), cluster)
+        bad = [row for half, of_half in enumerate(left_out, start=1) for row in left_out_rows(data, half, of_half)]
+        run.quarantine(bad)
         merged = em.merged(maps)
         if not np.isfinite(merged).all() or not np.any(merged):
             raise RunError("the reconstruction is empty or not finite; see the quarantined particles")
@@ -79,7 +80,7 @@ def reconstruct(options: ReconstructOptions, *, progress: Progress = print) -> R
         run.done(
             {
                 "resolution_A": resolution,
-                "particles": len(data.particles) - len(left_out),
+                "particles": len(data.particles) - len(bad),
                 "box_px": data.store.box_px,
                 "pixel_size_A": data.store.pixel_size_A,
                 "symmetry": options.symmetry,
@@ -89,13 +90,14 @@ def reconstruct(options: ReconstructOptions, *, progress: Progress = print) -> R
     return ReconstructResult(options.out, resolution, (maps.plain[0], maps.plain[1]), merged, maps.fsc)
 
 
-def _maps(
-    data: Dataset, group: np.ndarray, mask: np.ndarray, cluster: Cluster, scratch: Path
-) -> tuple[em.Maps, list[dict]]:
-    """The maps, and the rows that could not be used.
+def maps_of(
+    data: Dataset, group: np.ndarray, mask: np.ndarray, scratch: Path, name: str = "reference"
+) -> tuple[em.Maps, list[list[graph.Task]]]:
+    """Tasks: the maps of a data set's two halves, and for each half what its shards left out.
 
     The images are back-projected for a first map of each half, whose slices are then taken off the sums, which needs no
-    image: what is left is the step from it to the map that explains them best (`solve.maximise`).
+    image: what is left is the step from it to the map that explains them best (`solve.maximise`). name: of the first
+    maps in `scratch`, of its own where a graph holds several data sets.
     """
     nyquist = data.store.box_px // 2
     volumes, references, results, ones = [], [], [], np.ones(len(data.particles))
@@ -111,7 +113,7 @@ def _maps(
         accumulator = graph.call(maximisation.assemble, sums, group, name=f"first-assemble-{half}")
         first = graph.call(maximisation.first_map, accumulator, mask, group, nyquist, name=f"first-map-{half}")
         prepared = graph.call(
-            em.write_reference, first, nyquist, scratch / f"reference{half}.npy", name=f"reference-{half}"
+            em.write_reference, first, nyquist, scratch / f"{name}{half}.npy", name=f"reference-{half}"
         )
         outs = [
             graph.call(reference_shard, shard, prepared, bad, name=f"back-project-reference-{shard.name}", parts=slabs)
@@ -126,10 +128,7 @@ def _maps(
         )
         references.append(first)
         results.append(left_out)
-    maps = em.maximise(volumes, references, group, nyquist, mask, last=True)
-    maps, results = graph.compute((maps, results), cluster)
-    rows = [row for half, left_out in enumerate(results, start=1) for row in left_out_rows(data, half, left_out)]
-    return maps, rows
+    return em.maximise(volumes, references, group, nyquist, mask, last=True), results
 
 
 def _trees(outs: list, slabs: int, name: str) -> list[graph.Task]:

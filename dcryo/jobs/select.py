@@ -16,6 +16,7 @@ from dcryo.data.particles import Particles, identities
 from dcryo.data.run import Run
 from dcryo.data.store import Store, is_store, open_store, select
 from dcryo.errors import InputError, RunError
+from dcryo.jobs.dataset import rows_in_store
 from dcryo.jobs.options import OutOptions, Progress, SeedOptions, argument
 from dcryo.kernels.randomness import generator
 
@@ -113,11 +114,7 @@ def _source(path: Path) -> tuple[Store, Particles, np.ndarray]:
         raise InputError(f"{path}: not a finished run with particles.star, a store or a selection")
     store = open_store(Path(record["inputs"][0]["path"]))
     particles = star.read_particles(path / "particles.star")
-    own, all_ = identities(particles), identities(store.particles())
-    order = np.argsort(all_, kind="stable")
-    rows = order[np.searchsorted(all_[order], own).clip(max=len(all_) - 1)]
-    if not np.array_equal(all_[rows], own) or len(np.unique(rows)) != len(rows):
-        raise InputError(f"{path / 'particles.star'}: its particles are not those of {store.path}, each once")
+    rows = rows_in_store(store, particles, path / "particles.star")
     return store, particles, rows
 
 
