@@ -38,6 +38,7 @@ def section(path: Path, record: Mapping[str, Any]) -> tuple[str, str] | None:
         f"{name} under the mask, at a level of {level:.3g}, chosen by the volume that it encloses "
         f"({np.sum(masked >= level) * pixel_size_A**3 / 1000:,.0f} nm³). "
     )
+    masked = solvent.without_specks(masked, level)
     seen = surface.seen_px(masked, level)
     views = [surface.view(masked, level, axis, surface.OVERSAMPLING * SIDE_PX, seen) for axis in surface.AXES]
     lights = [surface.light(view, seen[1] - seen[0]) for view in views]
@@ -56,5 +57,5 @@ def section(path: Path, record: Mapping[str, Any]) -> tuple[str, str] | None:
             for bright, one in zip(lights, scaled, strict=True)
         ]
         words += "Colours: the local resolution at the surface. "
-    words += "The hand of a map cannot be known from the images: this may be the mirror image of the molecule."
+    words += "Specks apart from the molecule are not shown. The hand of a map cannot be known from the images: this may be the mirror image of the molecule."
     return figures.surfaces(pictures, (seen[1] - seen[0]) * pixel_size_A, limits), words

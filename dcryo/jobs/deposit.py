@@ -21,7 +21,7 @@ from dcryo.data.run import Run
 from dcryo.errors import InputError
 from dcryo.jobs.given_maps import check_cubes_alike, first_voxel_A, load_half_maps
 from dcryo.jobs.options import OutOptions, Progress, argument
-from dcryo.kernels import fsc, masks, surface
+from dcryo.kernels import fsc, masks, solvent, surface
 
 # Half maps with so much less noise outside of the mask than inside, or so much that is exactly 0, were masked.
 _LEAST_NOISE, _MOST_EMPTY = 0.1, 0.1
@@ -175,7 +175,8 @@ def _bring(path: Path, to: Path) -> None:
 
 def _draw(path: Path, found: _Found) -> None:
     """The surface along z, the picture that stands for the entry."""
-    level, masked = float(found.post["result"]["contour_level"]), found.map.array * found.mask
+    level = float(found.post["result"]["contour_level"])
+    masked = solvent.without_specks(found.map.array * found.mask, level)
     seen = surface.seen_px(masked, level)
     view = surface.view(masked, level, "z", surface.OVERSAMPLING * _IMAGE_PX, seen)
     write_png(path, surface.coloured(surface.light(view, seen[1] - seen[0]), surface.PLAIN)[::-1])

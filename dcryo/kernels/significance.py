@@ -17,7 +17,7 @@ _CLAIMED_FROM = 4.0
 def independent_voxels(mask: np.ndarray | None, box_px: int, symmetry_order: int) -> np.ndarray:
     """Independent complex numbers in each shell of the transform of a masked map, (D // 2 + 1,) float64.
 
-    mask: (D, D, D) in 0..1, or None for the whole box. Half of a shell's voxels count (the others are their Friedel
+    mask: (D, D, D) in 0..1, or None for the whole box; one that is 0 everywhere leaves none. Half of a shell's voxels count (the others are their Friedel
     mates), divided by the operators of the point group, and fewer under a mask, for neighbours are then correlated.
     White noise times a mask m has the covariance c(d) = FT(m^2)(d) between voxels that are d apart, so the sum of
     powers over a shell varies like that of n / sum_d h(d) |c(d) / c(0)|^2 independent voxels, h(d) being the share of
@@ -29,6 +29,8 @@ def independent_voxels(mask: np.ndarray | None, box_px: int, symmetry_order: int
     voxels = np.bincount(shells, weights=weights)[: box_px // 2 + 1]
     if mask is None:
         return voxels / 2 / symmetry_order
+    if not np.any(mask):
+        return np.zeros(len(voxels))
     covariance = np.abs(fft.rfftn(np.square(mask, dtype=np.float32))).ravel().astype(np.float64)
     distance = radius_px(box_px, 3).ravel()
     in_shell = np.where(distance <= 1, 1 - distance / 2, 0.5 / np.maximum(distance, 1))
@@ -76,6 +78,8 @@ def independent_within(mask: np.ndarray, symmetry_order: int) -> np.ndarray:
     `independent_voxels` counts in each: of n voxels, n (sum m^2)^2 / (D^3 sum m^4).
     """
     box = len(mask)
+    if not np.any(mask):
+        return np.zeros(box // 2 + 1)
     squares = np.square(mask, dtype=np.float64)
     share = squares.sum() ** 2 / (box**3 * np.square(squares).sum())
     each = independent_voxels(None, box, symmetry_order)

@@ -16,6 +16,8 @@ _LEVEL = 0.3
 _NOISE_SIGMAS = 4.0
 # Parts with less density than this share of the largest are taken for noise.
 _SMALLEST_PART = 0.1
+# In pictures a part may be a helix of a domain that is weak: what is left out is smaller.
+_SPECK = 0.01
 _BINS = 512
 
 
@@ -50,13 +52,25 @@ def find_molecule(first: np.ndarray, second: np.ndarray, pixel_size_A: float, le
     solvent, molecule = _means_of_two(values)
     sigma = 1.4826 * float(np.median(np.abs(noise[inside])))
     surface = max(solvent + level * (molecule - solvent), float(np.median(values)) + _NOISE_SIGMAS * sigma)
-    parts, n = ndimage.label((both > surface) & inside, structure=np.ones((3, 3, 3)))
+    core = _main_parts(both, (both > surface) & inside, _SMALLEST_PART)
+    return Found(core, surface, lowpass_A) if core.any() else None
+
+
+def _main_parts(volume: np.ndarray, inside: np.ndarray, share: float) -> np.ndarray:
+    """Of voxels (D, D, D) bool those of the connected part with the most density, and of parts with a share of it."""
+    parts, n = ndimage.label(inside, structure=np.ones((3, 3, 3)))
     if n == 0:
-        return None
-    density = np.bincount(parts.ravel(), weights=both.ravel())
+        return np.zeros(inside.shape, dtype=bool)
+    density = np.bincount(parts.ravel(), weights=volume.ravel())
     density[0] = 0
-    kept = density >= _SMALLEST_PART * density.max()
-    return Found(kept[parts], surface, lowpass_A)
+    return (density >= share * density.max())[parts]
+
+
+def without_specks(volume: np.ndarray, level: float) -> np.ndarray:
+    """A map (D, D, D) for a picture of its surface: parts above the level with less than a hundredth of
+    the density of the largest lie below it."""
+    above = volume >= level
+    return np.where(above & ~_main_parts(volume, above, _SPECK), np.float32(0), volume)
 
 
 def level_enclosing(volume: np.ndarray, mask: np.ndarray, voxels: float) -> float:

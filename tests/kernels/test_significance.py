@@ -77,3 +77,9 @@ def test_a_weak_signal_is_claimed() -> None:
     halves = [blurred + 0.3 * white(seed) for seed in (2, 3)]
     curve = fsc.shell_correlation(*halves)
     assert significance.is_claimed(curve, significance.independent_within(np.ones((BOX,) * 3), 1))
+
+
+def test_a_mask_that_is_empty_leaves_nothing_independent() -> None:
+    empty = np.zeros((32, 32, 32), dtype=np.float32)
+    assert not significance.independent_voxels(empty, 32, 1).any()
+    assert not significance.is_claimed(np.ones(17), significance.independent_within(empty, 1))

@@ -59,6 +59,18 @@ def test_specks_of_noise_far_from_the_molecule_are_left_out() -> None:
     assert not found.core[:8, :8].any() and found.core[26:38, 26:38, 26:38].any()
 
 
+def test_pictures_lose_specks_and_keep_weak_domains() -> None:
+    volume = np.zeros((32, 32, 32), dtype=np.float32)
+    volume[8:20, 8:20, 8:20] = 2
+    volume[24:28, 8:12, 8:12] = 1
+    volume[2, 2, 2:5] = 3
+    volume[28, 28, 28] = 0.5
+    seen = solvent.without_specks(volume, 0.9)
+    expected = volume.copy()
+    expected[2, 2, 2:5] = 0
+    assert np.array_equal(seen, expected)
+
+
 def test_the_soft_edge_is_as_wide_as_it_is_told() -> None:
     core = np.zeros((33,) * 3, bool)
     core[16, 16, 16] = True
