@@ -17,8 +17,9 @@ _CLAIMED_FROM = 4.0
 def independent_voxels(mask: np.ndarray | None, box_px: int, symmetry_order: int) -> np.ndarray:
     """Independent complex numbers in each shell of the transform of a masked map, (D // 2 + 1,) float64.
 
-    mask: (D, D, D) in 0..1, or None for the whole box; one that is 0 everywhere leaves none. Half of a shell's voxels count (the others are their Friedel
-    mates), divided by the operators of the point group, and fewer under a mask, for neighbours are then correlated.
+    mask: (D, D, D) in 0..1, or None for the whole box; one that is 0 everywhere leaves none. Half of a shell's voxels
+    count (the others are their Friedel mates), divided by the operators of the point group, and fewer under a mask, for
+    neighbours are then correlated.
     White noise times a mask m has the covariance c(d) = FT(m^2)(d) between voxels that are d apart, so the sum of
     powers over a shell varies like that of n / sum_d h(d) |c(d) / c(0)|^2 independent voxels, h(d) being the share of
     the n voxels whose neighbour at d is in the shell too: 1 - d/2 up to d = 1, and 1/(2d) up to the diameter of the

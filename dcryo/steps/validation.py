@@ -128,6 +128,8 @@ def _leak(curves: Curves) -> tuple[float, float]:
     centre = min(max(int(fsc.crossing(curves.masked, fsc.GOLD_STANDARD)), curves.randomised_from + 3), last - 1)
     about = slice(centre - 1, centre + 2)
     weights = curves.independent[about]
+    if not weights.any():
+        return 0.0, 0.0
     mean = float(np.sum(curves.randomised[about] * weights) / weights.sum())
     return mean, float(1 / np.sqrt(2 * draws_of(2 * last) * weights.sum()))
 
