@@ -58,7 +58,7 @@ def section(path: Path, record: Mapping[str, Any]) -> tuple[str, str] | None:
         ]
         words += "Colours: the local resolution at the surface. "
     words += (
-        "Specks apart from the molecule are not shown. The hand of a map cannot be known from the images: this may be the "
-        "mirror image of the molecule."
+        "Specks apart from the molecule are not shown. The hand of a map cannot be known from the images: this may be "
+        "the mirror image of the molecule."
     )
     return figures.surfaces(pictures, (seen[1] - seen[0]) * pixel_size_A, limits), words
