@@ -250,7 +250,7 @@ def _write(out: Path, found: _Found, answers: list[dict[str, Any]], missing: lis
     with replacing(out / "emdb.json") as file:
         file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     lines = ["# For the deposition", "", "| asked | answer | from |", "|---|---|---|"]
-    lines += [f"| {row['asked']} | {row['answer']} | {row['from']} |" for row in answers]
+    lines += [f"| {row['asked']} | {_in_words(row['answer'])} | {row['from']} |" for row in answers]
     lines += ["", "## You must fill in", "", *(f"- {line}" for line in missing)]
     lines += ["", "## What is wrong", "", *(f"- {line}" for line in warnings or ["Nothing was found to be wrong."])]
     lines += ["", "## Software", "", *(f"- {row['category']}: {row['name']} {row['version']} ({row['run']})"
@@ -263,6 +263,11 @@ def _write(out: Path, found: _Found, answers: list[dict[str, Any]], missing: lis
     ]
     with replacing(out / "emdb.md") as file:
         file.write(("\n".join(lines) + "\n").encode())
+
+
+def _in_words(value: Any) -> str:
+    """A number with as many digits as anyone types into a form; emdb.json has them all."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _sums(out: Path, files: list[str]) -> None:
