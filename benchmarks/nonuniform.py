@@ -1,10 +1,10 @@
-"""Refinement of a molecule in a disordered belt, and of the same one without, with and without local filters.
+"""Refinement of a membrane protein in a disordered belt, and of the same one without, with and without local filters.
 
-A membrane protein in a detergent micelle, in short: to the projection of a rigid phantom each particle adds those of
-blobs at random in a torus about it, others in every particle. What counts is the FSC to the phantom inside the mask of
+TRPV1 (3J5P, C4) as in a detergent micelle, in short: to its projection each particle adds those of blobs at random in a
+torus about the transmembrane domain, others in every particle. What counts is the FSC to the protein inside the mask of
 its own density, and how far poses are off.
 
-    python benchmarks/nonuniform.py --out DIR [--particles 600] [--box 48] [--seed 0] [--repeat 1]
+    python benchmarks/nonuniform.py --out DIR [--particles 700] [--snr 0.018] [--seed 0] [--repeat 1]
 """
 
 import argparse
@@ -25,13 +25,16 @@ from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import half_plane, unpack
 from dcryo.kernels.symmetry import operators
 
-# Blobs: their number, and B factor of the Gaussian that each of them is.
+MODEL = Path(__file__).resolve().parents[2] / "shared" / "data" / "models" / "3j5p.pdb"
+SYMMETRY, DIAMETER_A = "C4", 160.0
+# Blobs: their number, B factor of the Gaussian that each of them is, and the torus they lie in: its two radii, and how
+# high it is from the protein's centre.
 BLOBS, BLOB_B_A2 = 150, 400.0
-SYMMETRY = "C4"
+RING_A, TUBE_A, HEIGHT_A = 52.0, 18.0, -30.0
 OPTICS = {"voltage_kV": 300.0, "spherical_aberration_mm": 2.7, "amplitude_contrast": 0.1}
 
 
-def add_belts(folder: Path, box: int, pixel: float, radius_A: float, mass: float, seed: int) -> None:
+def add_belts(folder: Path, box: int, pixel: float, mass: float, seed: int) -> None:
     """Add belts to the images of a simulation, in place; mass: that of a belt over the molecule's."""
     particles = star.read_particles(folder / "truth.star")
     truth = mrc.read_map(folder / "truth.mrc").array
@@ -44,9 +47,9 @@ def add_belts(folder: Path, box: int, pixel: float, radius_A: float, mass: float
         for row in range(len(particles)):
             random = generator(seed, "belt", row)
             angle, around, depth = 2 * np.pi * random.random((3, BLOBS))
-            tube = 0.35 * radius_A * np.sqrt(depth / (2 * np.pi))
-            ring = radius_A + tube * np.cos(around)
-            place = np.stack([ring * np.cos(angle), ring * np.sin(angle), tube * np.sin(around)], axis=1)
+            tube = TUBE_A * np.sqrt(depth / (2 * np.pi))
+            ring = RING_A + tube * np.cos(around)
+            place = np.stack([ring * np.cos(angle), ring * np.sin(angle), tube * np.sin(around) + HEIGHT_A], axis=1)
             seen = place @ particles["rotation"][row].T
             seen[:, :2] -= particles["origin_A"][row]
             phases = np.exp(-2j * np.pi * (k[:, :2] @ seen[:, :2].T)).sum(axis=1)
@@ -80,15 +83,14 @@ def figures(run: Path, truth: np.ndarray, pixel: float, poses: np.ndarray) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--particles", type=int, default=600)
-    parser.add_argument("--box", type=int, default=48)
-    parser.add_argument("--pixel", type=float, default=2.5)
-    parser.add_argument("--snr", type=float, default=0.06)
-    parser.add_argument("--mass", type=float, default=1.0, help="of the belt, over that of the molecule")
+    parser.add_argument("--particles", type=int, default=700)
+    parser.add_argument("--box", type=int, default=88)
+    parser.add_argument("--pixel", type=float, default=2.2)
+    parser.add_argument("--snr", type=float, default=0.018)
+    parser.add_argument("--mass", type=float, default=0.5, help="of the belt, over that of the molecule")
     parser.add_argument("--seed", type=int, default=0, help="the first")
     parser.add_argument("--repeat", type=int, default=1)
     given = parser.parse_args()
-    width = given.box * given.pixel
     print("| molecule | references | FSC to truth 0.5 | sum | half maps 0.143 | poses off | iterations |")
     print("|---|---|---|---|---|---|---|")
     for seed in range(given.seed, given.seed + given.repeat):
@@ -97,13 +99,13 @@ def main() -> None:
             shutil.rmtree(folder, ignore_errors=True)
             made = simulate(
                 SimulateOptions(
-                    model="phantom", particles=given.particles, box_px=given.box, pixel_size_A=given.pixel,
-                    symmetry=SYMMETRY, diameter_A=0.5 * width, snr=given.snr, seed=seed, out=folder / "simulated",
+                    model=str(MODEL), particles=given.particles, box_px=given.box, pixel_size_A=given.pixel,
+                    snr=given.snr, seed=seed, out=folder / "simulated",
                 ),
                 progress=lambda *_, **__: None,
             )  # fmt: skip
             if mass:
-                add_belts(folder / "simulated", given.box, given.pixel, 0.3 * width, mass, seed)
+                add_belts(folder / "simulated", given.box, given.pixel, mass, seed)
             store = folder / "particles.zarr"
             import_particles(ImportOptions(source=made.particles_star, out=store), progress=lambda *_, **__: None)
             truth, poses = mrc.read_map(made.truth_map).array, star.read_particles(made.truth_star)["rotation"]
@@ -111,7 +113,7 @@ def main() -> None:
                 run = folder / name.split()[0]
                 refine(
                     RefineOptions(
-                        store=store, reference=made.truth_map, initial_lowpass_A=30.0, mask_diameter_A=0.8 * width,
+                        store=store, reference=made.truth_map, initial_lowpass_A=30.0, mask_diameter_A=DIAMETER_A,
                         symmetry=SYMMETRY, non_uniform=non_uniform, out=run, seed=seed,
                     ),
                     progress=lambda *_, **__: None,

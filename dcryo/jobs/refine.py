@@ -69,9 +69,7 @@ class RefineOptions(OutOptions, ClusterOptions, SeedOptions):
     shift_range_A: float | None = Field(
         None, gt=0, description="how far particles may lie from their last centre (default: 0.1 of the diameter)"
     )
-    non_uniform: bool = Field(
-        False, description="experimental: filter references place by place, as their halves predict each other"
-    )
+    non_uniform: bool = Field(False, description="filter references place by place, as their halves predict each other")
     max_iterations: int = Field(30, gt=0, description="stop here even if the run has not converged")
 
 
