@@ -313,34 +313,14 @@ def _fourier_shell_correlation(source: Source) -> Section | None:
     return Section("Fourier shell correlation", figures.fsc(frequency, curves, (GOLD_STANDARD, HALF), marks), words)
 
 
-def _of_half_maps(
-    title: str, make: Callable[[Path, Mapping[str, Any]], tuple[str, str] | None], wide: bool
-) -> Callable:
-    def section(source: Source) -> Section | None:
-        made = make(source.path, source.record) if source.record["job"] == "postprocess" else None
-        return None if made is None else Section(title, *made, wide=wide)
-
-    section.__name__ = title
-    return section
-
-
-def _of_map_and_model(
-    title: str, make: Callable[[Path, Mapping[str, Any]], tuple[str, str] | None], wide: bool
-) -> Callable:
-    def section(source: Source) -> Section | None:
-        made = make(source.path, source.record) if source.record["job"] == "mapmodel" else None
-        return None if made is None else Section(title, *made, wide=wide)
-
-    section.__name__ = title
-    return section
-
-
-def _of_tests(
-    title: str, make: Callable[[Path, Mapping[str, Any]], tuple[str, str] | None]
+def _of_job(
+    job: str, title: str, make: Callable[[Path, Mapping[str, Any]], tuple[str, str] | None], wide: bool = False
 ) -> Callable[[Source], Section | None]:
+    """A section of the runs of one job: picture and words by `make`."""
+
     def section(source: Source) -> Section | None:
-        made = make(source.path, source.record) if source.record["job"] == "validate" else None
-        return None if made is None else Section(title, *made)
+        made = make(source.path, source.record) if source.record["job"] == job else None
+        return None if made is None else Section(title, *made, wide=wide)
 
     section.__name__ = title
     return section
@@ -356,16 +336,23 @@ def _worst_residues(source: Source) -> Section | None:
     return Section("Residues that are resolved least", table=rows) if rows else None
 
 
-_WRONG: dict[str, tuple[Callable[[Mapping[str, Any]], list[list[str]]], str]] = {
-    "postprocess": (report_postprocess.wrong, "with the half maps, the mask or the sharpening"),
-    "mapmodel": (report_mapmodel.wrong, "with the map, the model or its place"),
+_FINE = "Nothing was found to be wrong."
+_WARNED_OF = {
+    "postprocess": "with the half maps, the mask or the sharpening",
+    "mapmodel": "with the map, the model or its place",
 }
 
 
+def warnings_of(record: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of a table of what a run warns of, in sentences; none where it has no result yet."""
+    result = record.get("result") or {}
+    return [[line] for line in result.get("warnings") or [_FINE]] if result else []
+
+
 def _what_is_wrong(source: Source) -> Section | None:
-    make, heading = _WRONG.get(source.record["job"], (None, ""))
-    lines = [] if make is None else make(source.record)
-    return Section("What is wrong", table=[[heading], *lines], wide=True) if lines else None
+    heading = _WARNED_OF.get(source.record["job"])
+    lines = [] if heading is None else warnings_of(source.record)
+    return Section("What is wrong", table=[[heading], *lines], wide=True) if heading and lines else None
 
 
 def _for_the_deposition(source: Source) -> Section | None:
@@ -609,15 +596,15 @@ def _quarantined(source: Source) -> Section | None:
 
 SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
     _what_is_wrong, _verdicts,
-    _of_tests("Refinement of noise", report_validate.noise),
-    _of_tests("Particles against resolution", report_validate.particles_against_resolution),
-    _of_tests("Particles that the map has never seen", report_validate.seen_and_unseen),
-    _of_half_maps("Fourier shell correlation", report_postprocess.fourier_shell_correlation, False),
-    _of_half_maps("Guinier plot", report_postprocess.guinier, False),
-    _of_half_maps("Sharpened map", report_postprocess.sharpened_map, True),
-    _of_map_and_model("Fourier shell correlation with the model", report_mapmodel.fourier_shell_correlation, False),
+    _of_job("validate", "Refinement of noise", report_validate.noise),
+    _of_job("validate", "Particles against resolution", report_validate.particles_against_resolution),
+    _of_job("validate", "Particles that the map has never seen", report_validate.seen_and_unseen),
+    _of_job("postprocess", "Fourier shell correlation", report_postprocess.fourier_shell_correlation),
+    _of_job("postprocess", "Guinier plot", report_postprocess.guinier),
+    _of_job("postprocess", "Sharpened map", report_postprocess.sharpened_map, True),
+    _of_job("mapmodel", "Fourier shell correlation with the model", report_mapmodel.fourier_shell_correlation),
     _worst_residues,
-    _of_map_and_model("Q-scores by residue", report_mapmodel.q_scores, True),
+    _of_job("mapmodel", "Q-scores by residue", report_mapmodel.q_scores, True),
     _surface, _map, _models, _starts, _local_resolution, _resolution_by_direction, _for_the_deposition, _classes,
     _left_out, _fourier_shell_correlation, _noise_and_signal, _convergence, _class_convergence,
     *(_of_items(title, make) for title, make in report_micrographs.SECTIONS.items()),

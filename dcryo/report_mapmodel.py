@@ -22,14 +22,7 @@ LINES = 8
 """So many chains have a line of their own."""
 # A stretch of residues that is shorter, or numbered so far from the others, is of ligands.
 _SHORTEST, _GAP = 3, 50
-FINE = "Nothing was found to be wrong."
 _WORST = 15
-
-
-def wrong(record: Mapping[str, Any]) -> list[list[str]]:
-    """A table of what is wrong, in sentences."""
-    result = record.get("result") or {}
-    return [[line] for line in result.get("warnings") or [FINE]] if result else []
 
 
 def fourier_shell_correlation(path: Path, record: Mapping[str, Any]) -> tuple[str, str] | None:

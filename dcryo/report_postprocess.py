@@ -18,13 +18,6 @@ LEGENDS = {
     "fsc_randomised": "random phases, masked",
     "fsc_molecule": "molecule alone",
 }
-FINE = "Nothing was found to be wrong."
-
-
-def wrong(record: Mapping[str, Any]) -> list[list[str]]:
-    """A table of what is wrong, in sentences."""
-    result = record.get("result") or {}
-    return [[line] for line in result.get("warnings") or [FINE]] if result else []
 
 
 def fourier_shell_correlation(path: Path, record: Mapping[str, Any]) -> tuple[str, str] | None:

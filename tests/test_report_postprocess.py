@@ -10,6 +10,7 @@ import pytest
 from dcryo import figures, report_postprocess
 from dcryo.data.curves import write_curves
 from dcryo.data.postprocess_star import read_postprocess_star
+from dcryo.report import warnings_of
 
 
 def svg(picture: str) -> str:
@@ -48,9 +49,9 @@ def test_curves_of_a_run_with_and_without_a_resolution(tmp_path: Path, resolutio
 
 
 def test_what_is_wrong_and_what_the_archives_ask_for() -> None:
-    assert report_postprocess.wrong({"result": {}}) == []
-    assert report_postprocess.wrong({"result": {"warnings": []}}) == [[report_postprocess.FINE]]
-    assert report_postprocess.wrong({"result": {"warnings": ["a", "b"]}}) == [["a"], ["b"]]
+    assert warnings_of({"result": {}}) == []
+    assert warnings_of({"result": {"warnings": []}}) == [["Nothing was found to be wrong."]]
+    assert warnings_of({"result": {"warnings": ["a", "b"]}}) == [["a"], ["b"]]
     assert report_postprocess.deposition({"result": {"resolution_A": None}}) == ()
     result = {"resolution_A": 3.456, "resolution_by": "corrected FSC", "mask": "automatic", "mask_volume_A3": 5.1e5,
               "symmetry": "D2", "box_px": 64, "pixel_size_A": 1.2, "contour_level": 0.0123,
