@@ -438,7 +438,7 @@ def local_resolution(volume: np.ndarray, resolution_A: np.ndarray, mask: np.ndar
 @matplotlib.rc_context(STYLE)
 def surfaces(pictures: Sequence[np.ndarray], width_A: float, limits_A: tuple[float, float] | None) -> str:
     """Views (H, W, 3) uint8 of a surface along z, y and x, first row lowest; limits_A: ends of the bar of colours."""
-    figure = Figure(figsize=(FULL_IN, 3.9))
+    figure = Figure(figsize=(FULL_IN, 4.3))
     axes_of_views = figure.subplots(1, 3)
     for axes, picture, (right, up), towards in zip(
         axes_of_views, pictures, (("x", "y"), ("x", "z"), ("y", "z")), ("z", "-y", "x"), strict=True
