@@ -217,11 +217,11 @@ def add_scores(problem: Problem, add: Callable) -> None:
     """The grid that looks everywhere, in an iteration on the low-passed first reference."""
     box, pixel_A = problem.box_px, WIDTH_A / problem.box_px
     shell = shells.shell_at(INITIAL_LOWPASS_A / 2, box, pixel_A)
-    search = plan_search(shell, box, pixel_A, DIAMETER_A, SHIFT_RANGE_A, 0, np.zeros(box // 2 + 1), np.eye(3))
-    grid = expectation.global_grid(problem.prepared, search, box)
+    search = plan_search(shell, box, pixel_A, DIAMETER_A, SHIFT_RANGE_A, 0, np.zeros((1, box // 2 + 1)), np.eye(3))
+    grid = expectation.global_grid(expectation.single(problem.prepared), search, box)
     if grid is None:
         raise SystemExit("a first search was planned without a grid; the benchmark no longer fits dcryo")
-    rotations, count = grid.slices.shape
+    _, rotations, count = grid.slices.shape
     step = search.shift_step_px
     shifts = sampling.shift_grid(search.shift_range_px, step) * step
     shifted = problem.data[:IMAGES, None, :count] * posterior.shift_phases(problem.pixels, shifts, box, count)

@@ -81,7 +81,7 @@ def task_of(kind: str, folder: Path, box_px: int):  # type: ignore[no-untyped-de
     search = plan_search(
         shell, box_px, PIXEL_SIZE_A, (2.0 if kind == "local" else 0.6) * width_A, 0.06 * width_A,
         shell if kind == "local" else 0,
-        np.zeros(box_px), np.eye(3), group,
+        np.zeros((1, box_px)), np.eye(3), group,
     )  # fmt: skip
     columns = dataset.ctf_columns(store.particles(), store.path)
     # Slices in all directions, so that the whole volumes are touched.
@@ -97,12 +97,13 @@ def task_of(kind: str, folder: Path, box_px: int):  # type: ignore[no-untyped-de
         rotation,
         np.zeros((n, 2)),
         np.full(n, kind == "local"),
+        np.ones((n, 1)),
     )
     path = folder / f"{box_px}-{kind}.npy"
     if not path.exists():
         em.write_reference(_blobs(box_px), shell_max, path)
     setting = em.Setting(search, search, np.full((1, box_px // 2 + 1), float(box_px**2)), shell_max)
-    return (lambda: em.expect_shard(shard, path, setting)), memory.expectation_bytes(box_px, shell_max, search, 1)
+    return (lambda: em.expect_shard(shard, [path], setting)), memory.expectation_bytes(box_px, shell_max, search, 1)
 
 
 def _map_of(shape: tuple[int, ...], reference: np.ndarray, shell_max: int, group: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dcryo.jobs.abinitio import AbinitioOptions, abinitio
     from dcryo.jobs.align import AlignOptions, align
     from dcryo.jobs.class2d import Class2dOptions, class2d
+    from dcryo.jobs.class3d import Class3dOptions, class3d
     from dcryo.jobs.ctf import CtfOptions, ctf
     from dcryo.jobs.demo import DemoOptions, demo
     from dcryo.jobs.deposit import DepositOptions, deposit
@@ -33,13 +34,13 @@ if TYPE_CHECKING:
     from dcryo.report import write_report
 
 __all__ = [
-    "AbinitioOptions", "AlignOptions", "Class2dOptions", "CtfOptions", "DemoOptions", "DepositOptions",
-    "DirectionalOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions", "LocalResolutionOptions",
-    "MapModelOptions", "MotionOptions", "PickOptions", "PostprocessOptions", "ReconstructOptions", "RefineOptions",
-    "SelectOptions", "SimulateOptions", "ValidateOptions", "abinitio", "align", "class2d", "ctf", "demo", "deposit",
-    "directional_resolution", "export_particles", "extract", "fsc_of_maps", "import_particles", "localres", "mapmodel",
-    "motion", "open", "pick", "postprocess", "reconstruct", "refine", "select_particles", "simulate", "validate",
-    "write_report",
+    "AbinitioOptions", "AlignOptions", "Class2dOptions", "Class3dOptions", "CtfOptions", "DemoOptions",
+    "DepositOptions", "DirectionalOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions",
+    "LocalResolutionOptions", "MapModelOptions", "MotionOptions", "PickOptions", "PostprocessOptions",
+    "ReconstructOptions", "RefineOptions", "SelectOptions", "SimulateOptions", "ValidateOptions", "abinitio", "align",
+    "class2d", "class3d", "ctf", "demo", "deposit", "directional_resolution", "export_particles", "extract",
+    "fsc_of_maps", "import_particles", "localres", "mapmodel", "motion", "open", "pick", "postprocess", "reconstruct",
+    "refine", "select_particles", "simulate", "validate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -50,6 +51,8 @@ _HOMES = {
     "align": ("dcryo.jobs.align", "align"),
     "Class2dOptions": ("dcryo.jobs.class2d", "Class2dOptions"),
     "class2d": ("dcryo.jobs.class2d", "class2d"),
+    "Class3dOptions": ("dcryo.jobs.class3d", "Class3dOptions"),
+    "class3d": ("dcryo.jobs.class3d", "class3d"),
     "CtfOptions": ("dcryo.jobs.ctf", "CtfOptions"),
     "ctf": ("dcryo.jobs.ctf", "ctf"),
     "DemoOptions": ("dcryo.jobs.demo", "DemoOptions"),

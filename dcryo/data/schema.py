@@ -89,6 +89,7 @@ FIELDS: tuple[Field, ...] = (
               cs="alignments3D/split", cs_dtype="<u4", cs_offset=1.0, lowest=0, highest=2),
     _particle("class_number", "i4", "", "class, from 1; 0 none", star=("rlnClassNumber",),
               cs="alignments3D/class", cs_dtype="<u4", cs_offset=1.0, lowest=0),
+    _particle("class_probability", "f8", "", "posterior probability of the class", star=("dcryoClassProbability",)),
     _particle("norm_correction", "f8", "", "factor of the image's grey values; 1 where absent",
               star=("rlnNormCorrection",)),
     _particle("log_likelihood", "f8", "", "contribution to the log-likelihood",

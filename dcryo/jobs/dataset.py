@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from dcryo.data import mrc
+from dcryo.data import mrc, star
 from dcryo.data.particles import Particles, identities
-from dcryo.data.store import Store, open_store
+from dcryo.data.run import RECORD, Run
+from dcryo.data.store import Store, is_store, open_store
 from dcryo.errors import InputError
 from dcryo.kernels import filters, masks
 from dcryo.kernels.ctf import ctf
@@ -18,6 +19,8 @@ from dcryo.kernels.randomness import generator
 from dcryo.kernels.rings import Rings
 from dcryo.kernels.shells import half_plane
 from dcryo.steps.expectation import Batch
+
+TABLE = "particles.star"
 
 # Images that a task reads and holds at once.
 BATCH = 64
@@ -85,14 +88,15 @@ def ctf_columns(particles: Particles, source: Path) -> CtfColumns:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A store with what a job over its particles needs.
+    """A store with what a job over particles needs.
 
-    halves: (n,) int8, 1 or 2; has_poses: whether the store came with poses; rotation, origin_px: those, or identity
-    and zero.
+    particles: n rows; rows: (n,) of each in the store; halves: (n,) int8, 1 or 2; has_poses: whether they came with
+    poses; rotation, origin_px: those, or identity and zero.
     """
 
     store: Store
     particles: Particles
+    rows: np.ndarray
     ctf: CtfColumns
     halves: np.ndarray
     has_poses: bool
@@ -113,14 +117,13 @@ class Dataset:
 
 
 def load_dataset(path: Path, seed: int) -> Dataset:
-    """Open a store for a job over its particles. InputError where CTF values are missing, or a half is empty or shares
-    an image with the other.
+    """Open a store, a selection, or a run as it left its particles, for a job over them. InputError where CTF values
+    are missing, or a half is empty or shares an image with the other.
 
     Where the source did not split the particles into halves, the seed does. InputError too for images whose CTF was
     applied before, and for groups of different pixel sizes.
     """
-    store = open_store(path)
-    particles = store.particles()
+    particles, store, rows = open_particles(path)
     _check_optics(particles, path)
     n = len(particles)
     halves = _halves(particles, seed, path)
@@ -130,12 +133,75 @@ def load_dataset(path: Path, seed: int) -> Dataset:
             f"{path}: {counts[0]} particles in half 1 and {counts[1]} in half 2; a gold-standard job needs both. "
             "Remove the column of random subsets (rlnRandomSubset) to have them made anew"
         )
-    has_poses = "rotation" in particles
+    has_poses = posed(path, particles)
     rotation = particles["rotation"] if has_poses else np.tile(np.eye(3), (n, 1, 1))
     columns = ctf_columns(particles, path)
     origin_A = particles["origin_A"] if "origin_A" in particles else np.zeros((n, 2))
     origin_px = origin_A / columns.pixel_size_A[:, None]
-    return Dataset(store, particles, columns, halves, has_poses, rotation, origin_px)
+    return Dataset(store, particles, rows, columns, halves, has_poses, rotation, origin_px)
+
+
+def open_particles(path: Path) -> tuple[Particles, Store, np.ndarray]:
+    """The particles of a store, of a selection, or of a run as it left them; the store with their images, and their
+    rows in it. InputError where there are none, or they are not in the store that the run was made from."""
+    if is_store(path):
+        store = open_store(path)
+        return store.particles(), store, np.arange(store.n)
+    found, table = store_of(path), path / TABLE
+    if found is None or not table.is_file():
+        raise InputError(f"{path}: neither a store nor a run directory with {TABLE}")
+    store = found
+    particles = star.read_particles(table)
+    known = store.particles()
+    rows = _rows_of(particles, known)
+    if rows.min(initial=0) < 0:
+        row = int(np.argmin(rows))
+        raise InputError(
+            f"{table}, row {row + 1}: {_image_name(particles, row)} is not in {store.path}, which the run was made from"
+        )
+    return _with_columns_of(particles, known.take(rows)), store, rows
+
+
+def posed(path: Path, particles: Particles) -> bool:
+    """Whether particles opened from a path have poses; those of a run of class2d have but an angle in the plane."""
+    return "rotation" in particles and (is_store(path) or Run.open(path).record["job"] != "class2d")
+
+
+def store_of(run_path: Path) -> Store | None:
+    """The store that a run's particles came from, through the runs between; None where no input of it is one."""
+    if not (run_path / RECORD).is_file():
+        return None
+    for row in Run.open(run_path).record["inputs"]:
+        path = Path(row["path"])
+        if is_store(path):
+            return open_store(path)
+        if path.is_dir() and (found := store_of(path)) is not None:
+            return found
+    return None
+
+
+def _rows_of(particles: Particles, known: Particles) -> np.ndarray:
+    """Rows of `known` that have the images of `particles`, -1 where none; repeated images match in their order."""
+    places: dict[tuple[str, int], list[int]] = {}
+    for row, image in enumerate(_images(known)):
+        places.setdefault(image, []).append(row)
+    seen: dict[tuple[str, int], int] = {}
+    rows = np.full(len(particles), -1, np.int64)
+    for row, image in enumerate(_images(particles)):
+        if image in places:
+            count = seen.get(image, 0)
+            rows[row] = places[image][min(count, len(places[image]) - 1)]
+            seen[image] = count + 1
+    return rows
+
+
+def _images(particles: Particles) -> Iterable[tuple[str, int]]:
+    return zip(particles["image_path"].tolist(), particles["image_index"].tolist(), strict=True)
+
+
+def _with_columns_of(particles: Particles, known: Particles) -> Particles:
+    """`particles` with those columns of `known`, row for row the same images, that they lack."""
+    return replace(particles, columns={**known.columns, **particles.columns}, extra={**known.extra, **particles.extra})
 
 
 def rows_in_store(store: Store, particles: Particles, source: Path) -> np.ndarray:
@@ -261,7 +327,8 @@ def load_reference(store: Store, path: Path) -> np.ndarray:
 class Shard:
     """A task's particles: rows of a store, all of one half, and what is known of them (n, ...) each.
 
-    trusted: (n,) bool, whether the pose is so certain that only its surroundings need to be searched.
+    trusted: (n,) bool, whether the pose is so certain that only its surroundings need to be searched; belonging: (n, K)
+    which part of each particle the references of K classes were made with.
     """
 
     name: str
@@ -274,6 +341,7 @@ class Shard:
     rotation: np.ndarray
     origin_px: np.ndarray
     trusted: np.ndarray
+    belonging: np.ndarray
 
     def transfer(self, some: slice) -> np.ndarray:
         """CTFs of a batch, (n, P) float32 on `half_plane(D // 2)`."""
@@ -299,7 +367,8 @@ class Shard:
             bad.setdefault(position, f"its CTF reaches {largest[position]:g}; see its B factor and scale")
         images[list(bad)] = np.nan
         values[list(bad)] = 0
-        known = (array[some] for array in (self.group, self.norm, self.scale, self.rotation, self.origin_px))
+        of_batch = (self.group, self.norm, self.scale, self.rotation, self.origin_px, self.belonging)
+        known = (array[some] for array in of_batch)
         return Batch(images, values, *known), bad
 
 
@@ -316,11 +385,13 @@ def cut_shards(
     rotation: np.ndarray,
     origin_px: np.ndarray,
     trusted: np.ndarray,
+    belonging: np.ndarray | None = None,
 ) -> list[Shard]:
-    """The shards of a half: a function of the data set alone. The arrays, (n, ...), are those of all particles."""
+    """The shards of a half: a function of the data set alone. The arrays, (n, ...), are those of all particles;
+    belonging: None for one class to which all belong."""
     every = data.rows_of(half)
     size = shard_size(len(every))
-    known = (norm, scale, rotation, origin_px, trusted)
+    known = (norm, scale, rotation, origin_px, trusted, belonging)
     return [
         shard_rows(data, every[first : first + size], f"{half}-{index}", *known)
         for index, first in enumerate(range(0, len(every), size))
@@ -336,11 +407,13 @@ def shard_rows(
     rotation: np.ndarray,
     origin_px: np.ndarray,
     trusted: np.ndarray,
+    belonging: np.ndarray | None = None,
 ) -> Shard:
-    """A shard of some rows of a data set. The arrays, (n, ...), are those of all particles."""
+    """A shard of some rows of a data set; see `cut_shards`."""
     columns = CtfColumns(*(column[rows] for column in data.ctf))
-    known = (array[rows] for array in (data.groups, norm, scale, rotation, origin_px, trusted))
-    return Shard(name, data.store, rows, columns, *known)
+    every = np.ones((len(norm), 1)) if belonging is None else belonging
+    known = (array[rows] for array in (data.groups, norm, scale, rotation, origin_px, trusted, every))
+    return Shard(name, data.store, data.rows[rows], columns, *known)
 
 
 def left_out_rows(data: Dataset, half: int, left_out: Iterable[dict[int, str]]) -> list[dict]:
@@ -352,7 +425,7 @@ def left_out_rows(data: Dataset, half: int, left_out: Iterable[dict[int, str]]) 
 
 def quarantine_rows(data: Dataset, shards: Iterable[np.ndarray], left_out: Iterable[dict[int, str]]) -> list[dict]:
     """The same of any shards, of which the rows are given."""
-    in_source, rows = _source_rows(data.store), []
+    in_source, rows = _source_rows(data.store)[data.rows], []
     for own, reasons in zip(shards, left_out, strict=True):
         for position, reason in reasons.items():
             row = int(own[position])

@@ -23,7 +23,7 @@ from dcryo.jobs.dataset import BATCH, Shard
 from dcryo.kernels import slices
 from dcryo.kernels.shells import HalfPlane, half_plane
 from dcryo.steps import expectation, maximisation
-from dcryo.steps.expectation import Batch, Grid, Poses, Sums
+from dcryo.steps.expectation import Batch, Grid, Poses, References, Sums
 from dcryo.steps.maximisation import HalfFsc
 from dcryo.steps.search import Search
 
@@ -35,13 +35,15 @@ class Setting:
     """What all shards of a half share in an iteration.
 
     search: of particles whose poses are not trusted; nearby: of those that are; noise_power: (G, D // 2 + 1);
-    shell_max: highest shell back-projected.
+    shell_max: highest shell back-projected; share, assigned: as in `expectation.References`, for each of K references.
     """
 
     search: Search
     nearby: Search
     noise_power: np.ndarray
     shell_max: int
+    share: tuple[float, ...] = (1.0,)
+    assigned: bool = False
 
 
 class ShardResult(NamedTuple):
@@ -63,8 +65,8 @@ class Half(NamedTuple):
 class Maps(NamedTuple):
     """What the maximisation step makes of the sums of two halves.
 
-    plain: two maps (D, D, D) float32; fsc: between them; regularised: the two references of the next iteration, None in
-    a last one; merged: the map of all particles, None but in a last one.
+    plain: two maps (D, D, D) float32; fsc: between them; regularised: the two references of the next iteration, None
+    where the halves are merged; merged: the map of all particles, None but there.
     """
 
     plain: list
@@ -74,9 +76,9 @@ class Maps(NamedTuple):
 
 
 class Iteration(NamedTuple):
-    """An iteration: its maps, and what it found in the two halves."""
+    """An iteration: the maps of each class, and what it found in the two halves."""
 
-    maps: Maps
+    classes: list[Maps]
     halves: tuple[Half, Half]
 
 
@@ -89,44 +91,54 @@ def slab_bounds(shell_max: int, box_px: int) -> list[slice]:
 
 def iterate(
     shards: tuple[Sequence[Shard], Sequence[Shard]],
-    references: tuple[np.ndarray, np.ndarray],
+    references: tuple[Sequence[np.ndarray], Sequence[np.ndarray]],
     settings: tuple[Setting, Setting],
     mask: np.ndarray,
     scratch: Path,
     cluster: Cluster,
-    last: bool,
+    merge: bool,
     local_filters: bool = False,
+    tau2_factor: float = 1.0,
 ) -> Iteration:
-    """Expectation over all shards, maximisation of both halves.
+    """Expectation over all shards, maximisation of both halves of each class.
 
-    references: two maps (D, D, D) float32, masked, one for each half; mask: (D, D, D), for the FSC; scratch: a
-    directory that all workers see; local_filters: the next references are filtered place by place.
+    references: for each half K maps (D, D, D) float32, masked; mask: (D, D, D), for the FSC; scratch: a directory that
+    all workers see; merge: the halves of each class are merged, as in a last iteration, and have no references of their
+    own; local_filters: the next references are filtered place by place; tau2_factor: on the power of the prior.
     """
-    shell_max = settings[0].shell_max
-    paths = tuple(scratch / f"reference{half}.npy" for half in (1, 2))
+    shell_max, count = settings[0].shell_max, len(references[0])
     slabs = len(slab_bounds(shell_max, mask.shape[0]))
-    volumes, sums, results = [], [], []
-    for half, (own, reference, setting, path) in enumerate(
-        zip(shards, references, settings, paths, strict=True), start=1
-    ):
-        prepared = graph.call(write_reference, reference, shell_max, path, name=f"reference-{half}")
+    volumes, sums, results, paths = [], [], [], []
+    for half, (own, of_half, setting) in enumerate(zip(shards, references, settings, strict=True), start=1):
+        prepared = []
+        for number, reference in enumerate(of_half, start=1):
+            path = scratch / f"reference{half}-{number}.npy"
+            name = f"reference-{half}-{number}"
+            prepared.append(graph.call(write_reference, reference, shell_max, path, name=name))
+            paths.append(path)
         outs = [
-            graph.call(expect_shard, shard, prepared, setting, name=f"expect-{shard.name}", parts=slabs + 3)
+            graph.call(expect_shard, shard, prepared, setting, name=f"expect-{shard.name}", parts=count * slabs + 3)
             for shard in own
         ]
         totals = [
-            graph.tree_sum([out[part] for out in outs], name=f"half{half}-part{part}") for part in range(slabs + 2)
+            graph.tree_sum([out[part] for out in outs], name=f"half{half}-part{part}")
+            for part in range(count * slabs + 2)
         ]
-        volumes.append(totals[:slabs])
-        sums.append(totals[slabs:])
-        results.append([out[slabs + 2] for out in outs])
-    # A reference of unknown grey scale is not taken off the images.
-    known = None if settings[0].search.profile_scale else references
-    maps = maximise(volumes, known, settings[0].search.operators, shell_max, mask, last, local_filters)
-    maps, sums, results = graph.compute((maps, sums, results), cluster)
+        volumes.append([totals[number * slabs : (number + 1) * slabs] for number in range(count)])
+        sums.append(totals[-2:])
+        results.append([out[-1] for out in outs])
+    classes = []
+    for number in range(count):
+        # A reference of unknown grey scale is not taken off the images.
+        known = None if settings[0].search.profile_scale else [of_half[number] for of_half in references]
+        slabs_of = [of_half[number] for of_half in volumes]
+        classes.append(
+            maximise(slabs_of, known, settings[0].search.operators, shell_max, mask, merge, local_filters, tau2_factor)
+        )
+    classes, sums, results = graph.compute((classes, sums, results), cluster)
     for path in paths:
         path.unlink(missing_ok=True)
-    return Iteration(maps, (Half(sums[0][0], sums[0][1], results[0]), Half(sums[1][0], sums[1][1], results[1])))
+    return Iteration(classes, (Half(sums[0][0], sums[0][1], results[0]), Half(sums[1][0], sums[1][1], results[1])))
 
 
 def maximise(
@@ -135,8 +147,9 @@ def maximise(
     operators: np.ndarray,
     shell_max: int,
     mask: np.ndarray,
-    last: bool,
+    merge: bool,
     local_filters: bool = False,
+    tau2_factor: float = 1.0,
 ) -> Maps:
     """Tasks from the slabs of the two halves' sums to their maps: a `Maps` whose items are tasks."""
     box = mask.shape[0]
@@ -150,13 +163,23 @@ def maximise(
         for half, pair in enumerate(pairs, start=1)
     ]
     fsc = graph.call(maximisation.half_fsc, *plain, mask, name="fsc")
-    if last:
+    if merge:
         merged = graph.call(
-            maximisation.merged_map, *accumulators, references, fsc, operators, shell_max, box, name="merge"
+            maximisation.merged_map,
+            *accumulators,
+            references,
+            fsc,
+            operators,
+            shell_max,
+            box,
+            tau2_factor,
+            name="merge",
         )
         return Maps(plain, fsc, None, merged)
     regularised = [
-        graph.call(maximisation.regularised_map, *pair, fsc, operators, shell_max, box, name=f"regularise-{half}")
+        graph.call(
+            maximisation.regularised_map, *pair, fsc, operators, shell_max, box, tau2_factor, name=f"regularise-{half}"
+        )
         for half, pair in enumerate(pairs, start=1)
     ]
     if local_filters:
@@ -169,9 +192,9 @@ def maximise(
 
 
 def merged(maps: Maps) -> np.ndarray:
-    """The map of all particles, of a last iteration."""
+    """The map of all particles, of an iteration that merges its halves."""
     if maps.merged is None:
-        raise ValueError("maps are merged in a last iteration only")
+        raise ValueError("the halves of this iteration were not merged")
     return maps.merged
 
 
@@ -202,25 +225,28 @@ def read_reference(path: Path) -> np.ndarray:
     return np.asarray(np.load(path, mmap_mode="c"))
 
 
-def expect_shard(shard: Shard, reference_path: Path, setting: Setting) -> tuple:
-    """The task: slabs of the shard's sums, the residual and number of its particles, and its ShardResult."""
-    reference = read_reference(reference_path)
+def expect_shard(shard: Shard, reference_paths: Sequence[Path], setting: Setting) -> tuple:
+    """The task: slabs of the shard's sums, of one reference after the other, the residual and number of its particles,
+    and its ShardResult."""
+    references = References(
+        [read_reference(path) for path in reference_paths], np.array(setting.share), setting.assigned
+    )
     box = shard.store.box_px
     pixels = half_plane(setting.shell_max)
-    sums = expectation.empty_sums(setting.shell_max, len(setting.noise_power), box)
+    sums = expectation.empty_sums(setting.shell_max, len(setting.noise_power), box, len(reference_paths))
     grid = None
     if not shard.trusted.all():
-        grid = expectation.global_grid(reference, setting.search, box)
+        grid = expectation.global_grid(references, setting.search, box)
     poses, left_out = [], {}
     for first in range(0, len(shard.rows), BATCH):
         some = slice(first, first + BATCH)
         batch, bad = shard.read(some)
-        found = _folded(sums, batch, shard.trusted[some], reference, setting, pixels, grid)
+        found = _folded(sums, batch, shard.trusted[some], references, setting, pixels, grid)
         poses.append(found)
         bad.update({int(i): "its likelihood is not a finite number" for i in np.flatnonzero(~found.usable)} | bad)
         left_out.update({first + position: reason for position, reason in bad.items()})
     every = Poses(*(np.concatenate(column) for column in zip(*poses, strict=True)))
-    slabs = [sums.volume[bounds] for bounds in slab_bounds(setting.shell_max, box)]
+    slabs = [volume[bounds] for volume in sums.volumes for bounds in slab_bounds(setting.shell_max, box)]
     return (*slabs, sums.residual, sums.particles, ShardResult(every, left_out))
 
 
@@ -228,7 +254,7 @@ def _folded(
     sums: Sums,
     batch: Batch,
     trusted: np.ndarray,
-    reference: np.ndarray,
+    references: References,
     setting: Setting,
     pixels: HalfPlane,
     grid: Grid | None,
@@ -236,11 +262,11 @@ def _folded(
     """Particles whose poses are trusted folded by the search nearby, the others by the other; poses in their order."""
     if trusted.all() or not trusted.any():
         search = setting.nearby if trusted.all() else setting.search
-        return expectation.fold(sums, batch, reference, setting.noise_power, search, pixels, grid)
+        return expectation.fold(sums, batch, references, setting.noise_power, search, pixels, grid)
     found, order = [], []
     for search, rows in ((setting.search, np.flatnonzero(~trusted)), (setting.nearby, np.flatnonzero(trusted))):
         own = Batch(*(column[rows] for column in batch))
-        found.append(expectation.fold(sums, own, reference, setting.noise_power, search, pixels, grid))
+        found.append(expectation.fold(sums, own, references, setting.noise_power, search, pixels, grid))
         order.append(rows)
     back = np.argsort(np.concatenate(order))
     return Poses(*(np.concatenate(column)[back] for column in zip(*found, strict=True)))

@@ -1,9 +1,8 @@
 """Particles in, particles out, and what is in a file: the jobs ``import``, ``export`` and ``info``."""
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from dcryo.data.run import Run
 from dcryo.data.store import ImageType, Store, is_store, open_store
 from dcryo.data.store_writer import Writer, create
 from dcryo.errors import InputError, RunError
+from dcryo.jobs.dataset import TABLE, open_particles, store_of
 from dcryo.jobs.options import JobOptions, OutOptions, argument
 
 RECORDED = 1000
@@ -268,50 +268,9 @@ def _fill(
 
 def _exported(source: Path) -> tuple[Particles, Store | None, np.ndarray]:
     """The particles to write, the store with their images if it is known, and their rows in it."""
-    if is_store(source):
-        store = open_store(source)
-        return store.particles(), store, np.arange(store.n)
-    table = source / "particles.star"
-    if not table.is_file():
-        raise InputError(f"{source}: neither a store nor a run directory with particles.star")
-    particles = star.read_particles(table)
-    path = next(filter(is_store, (Path(row["path"]) for row in Run.open(source).record["inputs"])), None)
-    if path is None:
-        return particles, None, np.empty(0, np.int64)
-    store = open_store(path)
-    known = store.particles()
-    rows = _rows_of(particles, known)
-    if rows.min(initial=0) < 0:
-        row = int(np.argmin(rows))
-        name = f"{particles['image_index'][row] + 1:06d}@{particles['image_path'][row]}"
-        raise InputError(f"{table}, row {row + 1}: {name} is not in {path}, the store that the run names")
-    return _with_columns_of(particles, known.take(rows)), store, rows
-
-
-def _rows_of(particles: Particles, known: Particles) -> np.ndarray:
-    """Rows of `known` that have the images of `particles`, -1 where none; repeated images match in their order."""
-    places: dict[tuple[str, int], list[int]] = {}
-    for row, image in enumerate(_images(known)):
-        places.setdefault(image, []).append(row)
-    seen: dict[tuple[str, int], int] = {}
-    rows = np.full(len(particles), -1, np.int64)
-    for row, image in enumerate(_images(particles)):
-        if image in places:
-            count = seen.get(image, 0)
-            rows[row] = places[image][min(count, len(places[image]) - 1)]
-            seen[image] = count + 1
-    return rows
-
-
-def _images(particles: Particles) -> Iterable[tuple[str, int]]:
-    return zip(particles["image_path"].tolist(), particles["image_index"].tolist(), strict=True)
-
-
-def _with_columns_of(particles: Particles, known: Particles) -> Particles:
-    """`particles` with those columns of `known`, row for row the same images, that they lack."""
-    return dataclasses.replace(
-        particles, columns={**known.columns, **particles.columns}, extra={**known.extra, **particles.extra}
-    )
+    if not is_store(source) and (source / TABLE).is_file() and store_of(source) is None:
+        return star.read_particles(source / TABLE), None, np.empty(0, np.int64)
+    return open_particles(source)
 
 
 def _write_star(path: Path, particles: Particles) -> None:

@@ -23,18 +23,18 @@ def _voxels(shell_max: int, box_px: int) -> int:
     return depth * height * width
 
 
-def expectation_bytes(box_px: int, shell_max: int, search: Search, operators: int) -> int:
-    """Peak of an expectation task: its reference and sums, one batch of images, and the scores of a few of them.
+def expectation_bytes(box_px: int, shell_max: int, search: Search, operators: int, references: int = 1) -> int:
+    """Peak of an expectation task: its references and sums, one batch of images, and the scores of a few of them.
 
-    shell_max: highest shell back-projected; operators: order of the symmetry group.
+    shell_max: highest shell back-projected; operators: order of the symmetry group; references: number of classes.
     """
     pixels = len(half_plane(shell_max).kx)
     every = len(half_plane(box_px // 2).kx)
     # complex64 reference, and (real, imaginary, weight) of float32 in the sums
-    volumes = (8 + 12) * _voxels(shell_max, box_px)
+    volumes = references * (8 + 12) * _voxels(shell_max, box_px)
     # images, as stored and as read, their transforms and CTFs; Y, W and the scaled CTF that they are made with
     image = (2 + 4) * box_px**2 + 8 * box_px * (box_px // 2 + 1) + 4 * every + (8 + 4 + 4) * pixels
-    return _FIXED + volumes + BATCH * image + _coarse_bytes(search, operators)
+    return _FIXED + volumes + BATCH * image + references * _coarse_bytes(search, operators)
 
 
 def _coarse_bytes(search: Search, operators: int) -> int:

@@ -128,7 +128,7 @@ def maps_of(
         )
         references.append(first)
         results.append(left_out)
-    return em.maximise(volumes, references, group, nyquist, mask, last=True), results
+    return em.maximise(volumes, references, group, nyquist, mask, merge=True), results
 
 
 def _trees(outs: list, slabs: int, name: str) -> list[graph.Task]:
@@ -139,7 +139,7 @@ def _trees(outs: list, slabs: int, name: str) -> list[graph.Task]:
 def back_project_shard(shard: Shard) -> tuple:
     """The task: slabs of the shard's accumulator, and position -> reason of what was left out."""
     box = shard.store.box_px
-    volume = expectation.empty_sums(box // 2, 1, box).volume
+    (volume,) = expectation.empty_sums(box // 2, 1, box).volumes
     left_out: dict[int, str] = {}
     for first in range(0, len(shard.rows), BATCH):
         batch, bad = shard.read(slice(first, first + BATCH))

@@ -241,7 +241,7 @@ def _searches(job: _Job, state: State) -> tuple[Search, Search]:
             job.diameter_A,
             job.options.shift_range_A or 0.1 * job.diameter_A,
             posed_shell=posed_shell,
-            shares=shares(state.fsc, float(job.mask.mean()), len(state.norm) / 2 * len(job.operators)),
+            shares=shares(state.fsc, float(job.mask.mean()), len(state.norm) / 2 * len(job.operators))[None],
             perturbation=turn,
             operators=job.operators,
             profile_scale=state.iteration == 0,
@@ -269,15 +269,15 @@ def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Prog
             cut_shards(job.data, half, state.norm, state.scale, state.rotation, state.origin_px, trusted)
             for half in (1, 2)
         ),
-        references=_both(reference * job.mask for reference in state.references),
+        references=_both([reference * job.mask] for reference in state.references),
         settings=_both(em.Setting(*searches, noise, shell_max) for noise in state.noise_power),
         mask=job.mask,
         scratch=job.scratch,
         cluster=cluster,
-        last=state.last,
+        merge=state.last,
         local_filters=job.options.non_uniform,
     )
-    for plain in made.maps.plain:
+    for plain in made.classes[0].plain:
         if not (np.isfinite(plain).all() and np.any(plain)):
             raise RunError(f"iteration {number} gave an empty or not finite map; see the quarantined particles")
     updated = _update(job, state, made, shell_max)
@@ -321,7 +321,7 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
     turned = rotations.angular_distance_deg(columns["rotation"], state.rotation, job.operators)
     settled = bool(np.median(turned) < _SETTLED * _angular_sd_deg(made))
     crossing = _crossing(made, shell_max)
-    agreement = float(made.maps.fsc.masked[: shell_max + 1].sum())
+    agreement = float(made.classes[0].fsc.masked[: shell_max + 1].sum())
     better = crossing > state.best_shell + _PROGRESS_SHELLS or agreement > state.best_fsc * (1 + _PROGRESS_FSC)
     surer = columns["max_probability"].mean() > state.max_probability.mean() + _PROGRESS_PROBABILITY
     stalled = 0 if better or surer else state.stalled + 1
@@ -331,9 +331,9 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
     return replace(
         state,
         iteration=number,
-        references=state.references if made.maps.regularised is None else np.stack(made.maps.regularised),
+        references=state.references if made.classes[0].regularised is None else np.stack(made.classes[0].regularised),
         noise_power=noise,
-        fsc=made.maps.fsc.masked,
+        fsc=made.classes[0].fsc.masked,
         **columns,
         shell=max(int(crossing), shell_at(job.options.initial_lowpass_A, job.box_px, job.pixel_size_A), 1),
         posed_shell=state.shell,
@@ -346,7 +346,7 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
 
 def _crossing(made: em.Iteration, shell_max: int) -> float:
     """Shell of the gold-standard resolution, among those that were back-projected: a mask spreads power past them."""
-    return fsc.crossing(made.maps.fsc.masked[: shell_max + 1], fsc.GOLD_STANDARD)
+    return fsc.crossing(made.classes[0].fsc.masked[: shell_max + 1], fsc.GOLD_STANDARD)
 
 
 def _angular_sd_deg(made: em.Iteration) -> float:
@@ -369,7 +369,7 @@ def _figures(job: _Job, before: State, after: State, made: em.Iteration, shell_m
 
 
 def _write(job: _Job, state: State, made: em.Iteration, run: Run) -> RefineResult:
-    box, pixel, out, maps = job.box_px, job.pixel_size_A, run.path, made.maps
+    box, pixel, out, maps = job.box_px, job.pixel_size_A, run.path, made.classes[0]
     merged = em.merged(maps)
     resolution = write_maps(out, pixel, maps, job.mask)
     # Signal on the scale of the images: the power of the map's slices.

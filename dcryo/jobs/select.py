@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from dcryo.data import star
 from dcryo.data.classes import TABLE, read_class_table
 from dcryo.data.particles import Particles, identities
 from dcryo.data.run import Run
 from dcryo.data.store import Store, is_store, open_store, select
 from dcryo.errors import InputError, RunError
-from dcryo.jobs.dataset import rows_in_store
+from dcryo.jobs.dataset import open_particles, posed
 from dcryo.jobs.options import OutOptions, Progress, SeedOptions, argument
 from dcryo.kernels.randomness import generator
 
@@ -24,8 +23,8 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "<=": operator.le, ">=": operator.ge, "==": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
 _CONDITION = re.compile(r"\s*([A-Za-z]\w*)\s*(<=|>=|==|!=|<|>)\s*(.+?)\s*")
-# What classification found of a particle that a next job may use.
-_CARRIED = ("class_number", "origin_A")
+# What a run found of a particle that a next job may use.
+_CARRIED, _OF_POSES = ("class_number", "origin_A"), ("rotation", "half", "ctf_scale")
 
 
 class SelectOptions(OutOptions, SeedOptions):
@@ -98,7 +97,8 @@ def select_particles(options: SelectOptions, *, progress: Progress = print) -> S
         options.out, "select", options.model_dump(), inputs, options.seed, options.resume, options.overwrite
     ) as run:
         if not is_store(options.out):
-            columns = {name: particles[name][left] for name in _CARRIED if name in particles}
+            carried = _CARRIED + (_OF_POSES if posed(options.source, particles) else ())
+            columns = {name: particles[name][left] for name in carried if name in particles}
             select(store, rows[left], options.out, columns)
         run.done({"particles": len(left), "before": len(particles), "left_out": left_out})
     return SelectResult(open_store(options.out), len(particles), left_out)
@@ -112,9 +112,7 @@ def _source(path: Path) -> tuple[Store, Particles, np.ndarray]:
     record = Run.open(path).record
     if record["status"] != "done" or not (path / "particles.star").is_file():
         raise InputError(f"{path}: not a finished run with particles.star, a store or a selection")
-    store = open_store(Path(record["inputs"][0]["path"]))
-    particles = star.read_particles(path / "particles.star")
-    rows = rows_in_store(store, particles, path / "particles.star")
+    particles, store, rows = open_particles(path)
     return store, particles, rows
 
 

@@ -140,7 +140,7 @@ class Alignment:
         turn = rotations.perturbation(sampling.step_deg(3) / 2, generator(seed, "grid", 0))
         search = plan_search(
             shell, tested.store.box_px, tested.store.pixel_size_A, tested.diameter_A,
-            tested.options["shift_range_A"] or 0.1 * tested.diameter_A, posed_shell=0, shares=np.zeros(shell + 1),
+            tested.options["shift_range_A"] or 0.1 * tested.diameter_A, posed_shell=0, shares=np.zeros((1, shell + 1)),
             perturbation=turn, operators=tested.group,
         )  # fmt: skip
         return cls(tested, shell, seed, scratch, search)
@@ -186,12 +186,13 @@ def align_shard(shard: Shard, reference_path: Path, search: Search, noise_power:
     """The task: images looked for everywhere up to a shell, and how they correlate with the map in all shells."""
     reference = em.read_reference(reference_path)
     box, pixels = shard.store.box_px, half_plane(shell)
-    grid = expectation.global_grid(reference, search, box)
+    references = expectation.single(reference)
+    grid = expectation.global_grid(references, search, box)
     sums = expectation.empty_sums(box // 2, len(noise_power), box)
     found = np.zeros((3, box // 2 + 1))
     for first in range(0, len(shard.rows), BATCH):
         batch, _ = shard.read(slice(first, first + BATCH))
-        poses = expectation.fold(sums, batch, reference, noise_power, search, pixels, grid)
+        poses = expectation.fold(sums, batch, references, noise_power, search, pixels, grid)
         batch.images[~poses.usable] = np.nan
         found += overfitting.ring_correlations(
             batch._replace(rotation=poses.rotation, origin_px=poses.origin_px), reference

@@ -45,7 +45,7 @@ class Components(NamedTuple):
     start: (n + 1,) int64; rotation: (K, 3, 3); shift: (K, 2) px, from the last origin; centre: (K, 3, 3), the middle of
     each one's window, that of shifts being the last origin; score: (K,) log-likelihood of the mode over that of an
     empty image; log_weight: (K,) log of the posterior mass, up to a constant of the image; hessian: (K, 5, 5) of minus
-    the log-posterior, window included.
+    the log-posterior, window included; reference: (K,) which of several references each is a pose of.
     """
 
     start: np.ndarray
@@ -55,6 +55,7 @@ class Components(NamedTuple):
     score: np.ndarray
     log_weight: np.ndarray
     hessian: np.ndarray
+    reference: np.ndarray
 
 
 class Points(NamedTuple):
@@ -80,10 +81,12 @@ class Window(NamedTuple):
     hold: np.ndarray
 
 
-def started(rotations: np.ndarray, shifts_px: np.ndarray, start: np.ndarray) -> Components:
+def started(
+    rotations: np.ndarray, shifts_px: np.ndarray, start: np.ndarray, reference: np.ndarray | None = None
+) -> Components:
     """Components that have not climbed yet, each in the middle of its window.
 
-    rotations: (K, 3, 3); shifts_px: (K, 2); start: (n + 1,).
+    rotations: (K, 3, 3); shifts_px: (K, 2); start: (n + 1,); reference: (K,), or None where there is but one.
     """
     count = len(rotations)
     return Components(
@@ -94,19 +97,30 @@ def started(rotations: np.ndarray, shifts_px: np.ndarray, start: np.ndarray) -> 
         np.zeros(count),
         np.zeros(count),
         np.zeros((count, PARAMETERS, PARAMETERS)),
+        np.zeros(count, dtype=np.int64) if reference is None else np.array(reference, dtype=np.int64),
     )
 
 
 def climb(
-    components: Components, view: View, images: np.ndarray, weights: np.ndarray, window: Window, profile_scale: bool
+    components: Components,
+    view: View,
+    images: np.ndarray,
+    weights: np.ndarray,
+    window: Window,
+    profile_scale: bool,
+    reference: int = 0,
+    belonging: np.ndarray | None = None,
 ) -> Components:
-    """Components moved to the nearest modes of the posterior at the resolution of a view.
+    """Components of one reference moved to the nearest modes of the posterior at the resolution of its view; those of
+    others stay.
 
-    images: (n, >= P) complex64, Y at the last origins; weights: (n, >= P) float32, W. Scores of an image that is not
-    finite are not finite.
+    images: (n, >= P) complex64, Y at the last origins; weights: (n, >= P) float32, W; belonging: (n,) which part of
+    each image is in the reference and holds on to it, all of it where not given. Scores of an image that is not finite
+    are not finite.
     """
     climbed = Components(*(column.copy() for column in components))
-    _climb_all(climbed, view, images, weights, window, profile_scale)
+    part = np.ones(len(images)) if belonging is None else np.asarray(belonging, dtype=np.float64)
+    _climb_all(climbed, view, images, weights, window, profile_scale, reference, part)
     return climbed
 
 
@@ -115,15 +129,15 @@ def settled(
 ) -> tuple[Components, np.ndarray]:
     """The distinct modes of each image that hold a fraction of its posterior, best first, and their probabilities.
 
-    Modes that are one mode, symmetry mates among them, are made one, their masses added. Log-weights are divided by the
-    temperature before they are weighed. At most `maximum` are kept of an image, and none of an image whose scores are
-    not finite.
+    Modes of a reference that are one mode, symmetry mates among them, are made one, their masses added. Log-weights are
+    divided by the temperature before they are weighed. At most `maximum` are kept of an image, and none of an image
+    whose scores are not finite.
 
     operators: (G, 3, 3) of the point group, identity included.
     """
     rows, start, probability, log_weight = _settle(
         components.start, components.rotation, components.shift, components.log_weight, components.hessian,
-        np.ascontiguousarray(operators, dtype=np.float64), temperature, fraction, maximum,
+        components.reference, np.ascontiguousarray(operators, dtype=np.float64), temperature, fraction, maximum,
     )  # fmt: skip
     kept = Components(start, *(column[rows] for column in components[1:]))
     return kept._replace(log_weight=log_weight), probability
@@ -267,7 +281,7 @@ def _turn_between(first, second, out):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _climb_all(components, view, images, weights, window, profile):  # type: ignore[no-untyped-def]
+def _climb_all(components, view, images, weights, window, profile, reference, belonging):  # type: ignore[no-untyped-def]
     work, away = work_space(view.shell_max), np.empty(PARAMETERS)
     prior = np.empty(PARAMETERS)
     prior[:3] = 1 / window.turn_rad**2
@@ -275,10 +289,13 @@ def _climb_all(components, view, images, weights, window, profile):  # type: ign
     log_prior = 0.5 * np.sum(np.log(prior))
     lower = np.zeros((PARAMETERS, PARAMETERS))
     for i in range(len(images)):
+        hold = window.hold * belonging[i]
         for n in range(components.start[i], components.start[i + 1]):
+            if components.reference[n] != reference:
+                continue
             value, score = _climb_one(
                 components.rotation[n], components.shift[n], components.hessian[n], components.centre[n], view,
-                images[i], weights[i], prior, window.hold, profile, work, away,
+                images[i], weights[i], prior, hold, profile, work, away,
             )  # fmt: skip
             components.score[n] = score
             # Laplace: the integral over window times likelihood around the mode.
@@ -366,7 +383,7 @@ def _add_prior(away, prior, hold, gradient, hessian):  # type: ignore[no-untyped
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _settle(  # type: ignore[no-untyped-def]
-    start, rotations, shifts, log_weights, hessians, operators, temperature, fraction, maximum
+    start, rotations, shifts, log_weights, hessians, references, operators, temperature, fraction, maximum
 ):
     """Rows kept, where each image's start, their probabilities and their log-weights with those of their doubles."""
     rows, starts = np.empty(len(log_weights), dtype=np.int64), np.zeros(len(start), dtype=np.int64)
@@ -382,6 +399,8 @@ def _settle(  # type: ignore[no-untyped-def]
             double = -1
             for n in range(first, kept):
                 other = rows[n]
+                if references[other] != references[row]:
+                    continue
                 for g in range(len(operators)):
                     mate[:] = rotations[other] @ operators[g]
                     _turn_between(rotations[row], mate, away)

@@ -1,16 +1,20 @@
 """The expectation step on one batch of images: poses weighed by likelihood, slices back-projected with their weights.
 
+There may be several references, the classes of a 3D classification; a pose is then one of a reference, and the
+posterior is over both (Scheres 2012, eq. 4).
+
 Pure functions over arrays. What an iteration sums is kept in one `Sums` per shard, into which batch after batch is
 folded; what it learns of each particle is returned as `Poses`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from dcryo.kernels import derivatives, fft, modes, posterior, sampling, slices
-from dcryo.kernels.modes import Components
+from dcryo.kernels.modes import Components, Window
 from dcryo.kernels.posterior import Weighed
 from dcryo.kernels.shells import HalfPlane, half_plane
 from dcryo.steps.search import Search
@@ -28,13 +32,14 @@ _EVALUATIONS = 8
 class Sums(NamedTuple):
     """What a shard adds to the iteration.
 
-    volume: `slices.volume_shape(shell_max, D) + (3,)` float32, see `slices.insert`, of the images' innovations: what is
-    left of them once the reference's slices are taken off (the images themselves where its grey scale is unknown);
+    volumes: for each of K references `slices.volume_shape(shell_max, D) + (3,)` float32, see `slices.insert`, of the
+    images' innovations: what is left of them once the reference's slices are taken off (the images themselves where its
+    grey scale is unknown);
     residual: (G, D // 2 + 1) float64, sum over particles of the mean residual power per shell, per optics group;
     particles: (G,) float64, how many particles that is.
     """
 
-    volume: np.ndarray
+    volumes: tuple[np.ndarray, ...]
     residual: np.ndarray
     particles: np.ndarray
 
@@ -46,7 +51,8 @@ class Poses(NamedTuple):
     scale: (n,) amplitude of the particle's signal in units of the reference;
     log_likelihood: (n,) of the best pose, relative to an empty image; max_probability: (n,) of the best mode;
     significant: (n,) number of modes that hold the posterior; angle_sd_deg: (n,) how uncertain the best mode's rotation
-    is; usable: (n,) bool, False where the image gave no finite score and was left out of the sums.
+    is; belonging: (n, K) posterior probability of each reference, the pose being the best of the most probable one;
+    usable: (n,) bool, False where the image gave no finite score and was left out of the sums.
     """
 
     rotation: np.ndarray
@@ -57,6 +63,7 @@ class Poses(NamedTuple):
     max_probability: np.ndarray
     significant: np.ndarray
     angle_sd_deg: np.ndarray
+    belonging: np.ndarray
     usable: np.ndarray
 
 
@@ -65,7 +72,7 @@ class Batch(NamedTuple):
 
     images: (n, D, D) float32; ctf: (n, P) float32 on `half_plane(D // 2)`; group: (n,) int, row of the noise spectra;
     norm: (n,) divides the image; scale: (n,) multiplies the CTF; rotation: (n, 3, 3) and origin_px: (n, 2), the last
-    poses, around which is searched.
+    poses, around which is searched; belonging: (n, K), which part of the image each reference was made with.
     """
 
     images: np.ndarray
@@ -75,29 +82,48 @@ class Batch(NamedTuple):
     scale: np.ndarray
     rotation: np.ndarray
     origin_px: np.ndarray
+    belonging: np.ndarray
+
+
+class References(NamedTuple):
+    """What images are compared with.
+
+    volumes: K Fourier volumes, each from `slices.prepare`; share: (K,) part of the particles that is taken to belong to
+    each, 0 for one that none does; assigned: each image is compared only with references that it belongs to already.
+    """
+
+    volumes: Sequence[np.ndarray]
+    share: np.ndarray
+    assigned: bool = False
+
+
+def single(volume: np.ndarray) -> References:
+    """One reference, to which all images belong."""
+    return References((volume,), np.ones(1))
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Slices of the reference at the rotations of the search's grid, made once for all images of a shard.
+    """Slices of the references at the rotations of the search's grid, made once for all images of a shard.
 
-    rotation: (2 R, 3, 3), the second half the first turned by 180 degrees in the plane; slices: (R, P) of the first.
+    rotation: (2 R, 3, 3), the second half the first turned by 180 degrees in the plane; slices: (K, R, P) of the first.
     """
 
     rotation: np.ndarray
     slices: np.ndarray
 
 
-def empty_sums(shell_max: int, groups: int, box_px: int) -> Sums:
+def empty_sums(shell_max: int, groups: int, box_px: int, references: int = 1) -> Sums:
     """Sums of no particles, for back-projection up to a shell."""
+    shape = (*slices.volume_shape(shell_max, box_px), 3)
     return Sums(
-        np.zeros((*slices.volume_shape(shell_max, box_px), 3), dtype=np.float32),
+        tuple(np.zeros(shape, dtype=np.float32) for _ in range(references)),
         np.zeros((groups, box_px // 2 + 1)),
         np.zeros(groups),
     )
 
 
-def global_grid(reference: np.ndarray, search: Search, box_px: int) -> Grid | None:
+def global_grid(references: References, search: Search, box_px: int) -> Grid | None:
     """The grid of a search that looks everywhere, restricted to the asymmetric unit; None for one that does not."""
     order = search.grid_order
     if order is None:
@@ -108,7 +134,9 @@ def global_grid(reference: np.ndarray, search: Search, box_px: int) -> Grid | No
     rotations = sampling.rotation_matrices(
         order, np.concatenate([pixel, pixel]), np.concatenate([psi, psi + opposite]), search.perturbation
     )
-    return Grid(rotations, slices.extract(reference, rotations[: len(pixel)], half_plane(search.shells[0]), box_px))
+    pixels = half_plane(search.shells[0])
+    found = [slices.extract(volume, rotations[: len(pixel)], pixels, box_px) for volume in references.volumes]
+    return Grid(rotations, np.stack(found))
 
 
 def power(batch: Batch, groups: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,24 +163,23 @@ def _transforms(batch: Batch) -> np.ndarray:
 def fold(
     sums: Sums,
     batch: Batch,
-    reference: np.ndarray,
+    references: References,
     noise_power: np.ndarray,
     search: Search,
     pixels: HalfPlane,
     grid: Grid | None,
 ) -> Poses:
-    """Weigh the poses of a batch against the reference and add its back-projections to the sums, in place.
+    """Weigh the poses of a batch against the references and add its back-projections to the sums, in place.
 
-    reference: from `slices.prepare`, for at least `pixels.shell_max`; noise_power: (G, D // 2 + 1) mean |noise|^2 per
-    Fourier pixel; pixels: the half plane up to the shell that is back-projected; grid: from `global_grid`.
+    references: for at least `pixels.shell_max`; noise_power: (G, D // 2 + 1) mean |noise|^2 per Fourier pixel; pixels:
+    the half plane up to the shell that is back-projected; grid: from `global_grid`.
     """
     box = batch.images.shape[-1]
     variance = noise_power[batch.group] / 2
     model = _model(batch, variance, pixels)
-    components = _starts(batch, model, search, pixels, grid)
-    for shell, window in zip(search.shells, search.windows, strict=True):
-        view = derivatives.view(reference, pixels, shell, box)
-        components = modes.climb(components, view, model.data, model.weight, window, search.profile_scale)
+    components = _starts(batch, model, references, search, pixels, grid)
+    for shell, windows in zip(search.shells, search.windows, strict=True):
+        components = _climbed(components, batch, model, references, shell, windows, search.profile_scale, pixels)
         temperature = 1.0 if shell == search.shells[-1] else search.temperature
         components, probability = modes.settled(
             components, search.operators, temperature, search.fraction, search.maximum
@@ -160,10 +187,12 @@ def fold(
     found = np.diff(components.start)
     usable = (found > 0) & np.isfinite(model.power).all(axis=1) & np.isfinite(model.weight.sum(axis=1))
     components, probability = _of_images(components, probability, usable)
-    points = modes.cubature(components, probability, pixels.shell_max)
-    fit = posterior.accumulate(
-        sums.volume, reference, points, model.data, model.weight, pixels, box, not search.profile_scale
-    )
+    fit = np.zeros((len(batch.images), 2, pixels.shell_max + 1))
+    for number, (volume, reference) in enumerate(zip(sums.volumes, references.volumes, strict=True)):
+        points = modes.cubature(*_kept(components, probability, components.reference == number), pixels.shell_max)
+        fit += posterior.accumulate(
+            volume, reference, points, model.data, model.weight, pixels, box, not search.profile_scale
+        )
     # Of a reference of unknown grey scale nothing can be said to be explained.
     explained = None if search.profile_scale else fit[usable]
     return _learnt(sums, batch, model.power, variance, components, probability, usable, explained)
@@ -177,34 +206,75 @@ def _model(batch: Batch, variance: np.ndarray, pixels: HalfPlane) -> Weighed:
     return posterior.weigh(_transforms(batch), batch.norm, ctf, inverse, batch.origin_px, pixels, every)
 
 
-def _starts(batch: Batch, model: Weighed, search: Search, pixels: HalfPlane, grid: Grid | None) -> Components:
-    """Where the poses of each image start to climb: the last one, or the best rotations of the grid."""
-    n = len(batch.images)
+def _climbed(
+    components: Components,
+    batch: Batch,
+    model: Weighed,
+    references: References,
+    shell: int,
+    windows: Sequence[Window],
+    profile_scale: bool,
+    pixels: HalfPlane,
+) -> Components:
+    """Components at their modes, those of each reference in its own view up to a shell, its share in their weights."""
+    box = batch.images.shape[-1]
+    for number, (volume, window) in enumerate(zip(references.volumes, windows, strict=True)):
+        view, part = derivatives.view(volume, pixels, shell, box), batch.belonging[:, number]
+        components = modes.climb(components, view, model.data, model.weight, window, profile_scale, number, part)
+    with np.errstate(divide="ignore"):
+        prior = np.log(references.share)
+    return components._replace(log_weight=components.log_weight + prior[components.reference])
+
+
+def _open(batch: Batch, references: References) -> np.ndarray:
+    """Which references each image is compared with, (n, K) bool."""
+    there = np.broadcast_to(references.share > 0, batch.belonging.shape)
+    return there & (batch.belonging > 0) if references.assigned else there
+
+
+def _starts(
+    batch: Batch, model: Weighed, references: References, search: Search, pixels: HalfPlane, grid: Grid | None
+) -> Components:
+    """Where the poses of each image start to climb: the last one, or the best rotations of the grid, of each
+    reference."""
+    n, every = len(batch.images), _open(batch, references)
     if search.grid_order is None:
-        return modes.started(batch.rotation, np.zeros((n, 2)), np.arange(n + 1))
+        image, reference = np.nonzero(every)
+        start = np.concatenate([[0], np.cumsum(every.sum(axis=1))])
+        return modes.started(batch.rotation[image], np.zeros((len(image), 2)), start, reference)
     if grid is None:
         raise ValueError("a search that looks everywhere needs its grid")
-    count = grid.slices.shape[1]
+    count, rotations = grid.slices.shape[2], len(grid.rotation)
+    prior = np.where(every, np.log(np.where(references.share > 0, references.share, 1)), -np.inf).astype(np.float32)
     shifts = sampling.shift_grid(search.shift_range_px, search.shift_step_px) * search.shift_step_px
     phases = posterior.shift_phases(pixels, shifts, batch.images.shape[-1], count)
     chosen, chosen_shift = [], []
     for first in range(0, n, SCORED_TOGETHER):
         rows = slice(first, first + SCORED_TOGETHER)
         shifted = model.data[rows, None, :count] * phases
-        scores, shift = posterior.grid_scores(grid.slices, shifted, model.weight[rows, :count], search.profile_scale)
+        found = [
+            posterior.grid_scores(of_reference, shifted, model.weight[rows, :count], search.profile_scale)
+            for of_reference in grid.slices
+        ]
+        scores = np.concatenate([of + prior[rows, k : k + 1] for k, (of, _) in enumerate(found)], axis=1)
+        shift = np.concatenate([best for _, best in found], axis=1)
         for of_image, best_shift in zip(scores, shift, strict=True):
             index, _ = posterior.select(of_image / np.float32(search.temperature), search.fraction, search.maximum)
             chosen.append(index)
             chosen_shift.append(best_shift[index])
     start = np.concatenate([[0], np.cumsum([len(index) for index in chosen])])
-    return modes.started(grid.rotation[np.concatenate(chosen)], shifts[np.concatenate(chosen_shift)], start)
+    reference, place = np.divmod(np.concatenate(chosen), rotations)
+    return modes.started(grid.rotation[place], shifts[np.concatenate(chosen_shift)], start, reference)
 
 
 def _of_images(components: Components, probability: np.ndarray, usable: np.ndarray) -> tuple[Components, np.ndarray]:
     """The components of the usable images; the others keep none."""
-    found = np.diff(components.start)
-    kept = np.repeat(usable, found)
-    start = np.concatenate([[0], np.cumsum(np.where(usable, found, 0))])
+    return _kept(components, probability, np.repeat(usable, np.diff(components.start)))
+
+
+def _kept(components: Components, probability: np.ndarray, kept: np.ndarray) -> tuple[Components, np.ndarray]:
+    """Some of the components, (K,) bool, each with its image."""
+    start = np.concatenate([[0], np.cumsum(kept)])[components.start]
     return Components(start, *(column[kept] for column in components[1:])), probability[kept]
 
 
@@ -223,7 +293,9 @@ def _learnt(
     power, variance: (n, D // 2 + 1); fit: from `posterior.accumulate`, of the usable images.
     """
     n = len(usable)
-    best = components.start[:-1][usable]
+    belonging = np.zeros_like(batch.belonging)
+    np.add.at(belonging, (np.repeat(np.arange(n), np.diff(components.start)), components.reference), probability)
+    best = _best(components, belonging)
     residual, variance = power[usable], variance[usable]
     counts = half_plane(residual.shape[1] - 1).counts
     scale = np.ones(np.count_nonzero(usable))
@@ -252,14 +324,23 @@ def _learnt(
         max_probability=filled(np.zeros(n), probability[best]),
         significant=np.diff(components.start),
         angle_sd_deg=filled(np.zeros(n), np.rad2deg(modes.angular_sd_rad(components)[best])),
+        belonging=filled(batch.belonging, belonging[usable]),
         usable=usable,
     )
+
+
+def _best(components: Components, belonging: np.ndarray) -> np.ndarray:
+    """The best component of the most probable reference of each image that has any; an image's come best first."""
+    image = np.repeat(np.arange(len(belonging)), np.diff(components.start))
+    of_class = np.flatnonzero(components.reference == np.argmax(belonging, axis=1)[image])
+    first = of_class[np.unique(image[of_class], return_index=True)[1]]
+    return first
 
 
 def back_project(volume: np.ndarray, batch: Batch, pixels: HalfPlane) -> np.ndarray:
     """Add images at the poses they came with to an accumulator, in place: C X with weight C^2.
 
-    volume: as `Sums.volume`. Returns (n,) bool, False where the image or its CTF is not finite and was left out.
+    volume: as in `Sums`. Returns (n,) bool, False where the image or its CTF is not finite and was left out.
     """
     box = batch.images.shape[-1]
     one = np.ones((len(batch.images), pixels.shell_max + 1), dtype=np.float32)

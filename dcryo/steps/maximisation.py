@@ -60,10 +60,14 @@ def regularised_map(
     operators: np.ndarray,
     shell_max: int,
     box_px: int,
+    tau2_factor: float = 1.0,
 ) -> np.ndarray:
-    """The maximum a posteriori map of a half, its prior from the FSC between the halves: the next reference."""
+    """The maximum a posteriori map of a half, its prior from the FSC between the halves: the next reference.
+
+    tau2_factor: on the power of the prior.
+    """
     weights = solve.mean_weights(accumulator, shell_max, box_px)
-    precision = solve.prior_precision(halves.masked[: shell_max + 1], weights)
+    precision = solve.prior_precision(halves.masked[: shell_max + 1], weights) / tau2_factor
     return solve.maximise(accumulator, reference, precision, operators, box_px)
 
 
@@ -85,16 +89,19 @@ def merged_map(
     operators: np.ndarray,
     shell_max: int,
     box_px: int,
+    tau2_factor: float = 1.0,
 ) -> np.ndarray:
     """The map of all particles, its prior from FSC_full = 2 FSC / (1 + FSC) (Rosenthal & Henderson 2003, eq. 7).
 
-    references: those of the halves, or None. Their mean is the reference of both together.
+    references: those of the halves, or None. Their mean is the reference of both together. tau2_factor: on the power
+    of the prior.
     """
     half = np.maximum(halves.masked[: shell_max + 1], 0)
     reference = None
     if references is not None:
         reference, apart = (references[0] + references[1]) / 2, (references[0] - references[1]) / 2
-        first, second = (solve.rebased(of, sign * apart, operators) for of, sign in ((first, 1), (second, -1)))
+        if np.any(apart):
+            first, second = (solve.rebased(of, sign * apart, operators) for of, sign in ((first, 1), (second, -1)))
     both = first + second
-    precision = solve.prior_precision(2 * half / (1 + half), solve.mean_weights(both, shell_max, box_px))
+    precision = solve.prior_precision(2 * half / (1 + half), solve.mean_weights(both, shell_max, box_px)) / tau2_factor
     return solve.maximise(both, reference, precision, operators, box_px)

@@ -30,6 +30,9 @@ _NEARLY = 1.2
 # So much of the hold that a reference has on the poses that made it is taken off (docs/decisions/006).
 _HOLD = 0.5
 
+# A pose that is not searched for is one whose window is as narrow as this (rad and px).
+_FIXED = 1e-6
+
 NO_SYMMETRY = np.eye(3)[None]
 
 
@@ -39,18 +42,18 @@ class Search:
 
     grid_order: HEALPix order of the grid that looks everywhere, None where only the last poses are climbed from;
     shells: resolution of each level, coarse to fine, the first that of the grid; shift_range_px, shift_step_px: shifts
-    of the grid, from the last; windows: for each level, where a pose may go from its start, and what holds it there;
-    perturbation: (3, 3) rotation of the whole grid; operators: (G, 3, 3) of the symmetry; profile_scale: the grey scale
-    of the reference is unknown, see `posterior`; fraction, maximum: which components go on to the next level;
-    temperature: what log-weights of all levels but the last are divided by before that, for they do not yet know all
-    that the image says.
+    of the grid, from the last; windows: for each level and reference, where a pose may go from its start, and what
+    holds it there; perturbation: (3, 3) rotation of the whole grid; operators: (G, 3, 3) of the symmetry;
+    profile_scale: the grey scale of the reference is unknown, see `posterior`; fraction, maximum: which components go
+    on to the next level; temperature: what log-weights of all levels but the last are divided by before that, for they
+    do not yet know all that the image says.
     """
 
     grid_order: int | None
     shells: tuple[int, ...]
     shift_range_px: float
     shift_step_px: float
-    windows: tuple[Window, ...]
+    windows: tuple[tuple[Window, ...], ...]
     perturbation: np.ndarray
     operators: np.ndarray = field(default_factory=lambda: NO_SYMMETRY)
     profile_scale: bool = False
@@ -74,7 +77,7 @@ def plan_search(
     """The search for an iteration that uses the reference up to a shell.
 
     diameter_A: of the particle; posed_shell: resolution at which the last poses were found, 0 where there are none;
-    they are trusted once the resolution is fine enough; shares: (> shell,) of an image in the reference
+    they are trusted once the resolution is fine enough; shares: (K, > shell) of an image in each reference
     (`hold.shares`).
     """
     radius_A = diameter_A / 2
@@ -82,8 +85,9 @@ def plan_search(
     if posed_shell > 0 and resolution <= _LOCAL_RESOLUTION * radius_A:
         levels = (shell,) if shell <= _NEARLY * posed_shell else _doubling(max(posed_shell, shell // 2, 1), shell)
         reach_A = resolution_A(levels[0], box_px, pixel_size_A)
-        held = [_HOLD * hold(shares[: level + 1], radius_A / pixel_size_A, box_px) for level in levels]
-        windows = tuple(Window(reach_A / radius_A, reach_A / pixel_size_A, of_level) for of_level in held)
+        held = [[_HOLD * hold(of[: level + 1], radius_A / pixel_size_A, box_px) for of in shares] for level in levels]
+        reach = reach_A / radius_A, reach_A / pixel_size_A
+        windows = tuple(tuple(Window(*reach, force) for force in of_level) for of_level in held)
         return Search(None, levels, 0.0, 0.0, windows, perturbation, operators, profile_scale)
     order = min(max(order_for_step(math.degrees(_GRID_EDGE_A / radius_A)), COARSEST_ORDER), FINEST_ORDER)
     edge_A = math.radians(step_deg(order)) * radius_A
@@ -96,11 +100,21 @@ def plan_search(
         shells=levels,
         shift_range_px=shift_range_A / pixel_size_A,
         shift_step_px=_SHIFT_STEP * edge_A / pixel_size_A,
-        windows=(window,) * len(levels),
+        windows=((window,) * len(shares),) * len(levels),
         perturbation=perturbation,
         operators=operators,
         profile_scale=profile_scale,
     )
+
+
+def stay(shell: int, box_px: int, radius_px: float, shares: np.ndarray, operators: np.ndarray) -> Search:
+    """The search that leaves poses where they are, and only says how well each reference fits up to a shell.
+
+    shares: (K, > shell) of an image in each reference (`hold.shares`).
+    """
+    held = [_HOLD * hold(of[: shell + 1], radius_px, box_px) for of in shares]
+    windows = tuple(Window(_FIXED, _FIXED, force) for force in held)
+    return Search(None, (shell,), 0.0, 0.0, (windows,), np.eye(3), operators)
 
 
 def _doubling(first: int, last: int) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 
 
 def search(box_px: int):
-    return plan_search(box_px // 4, box_px, 2.0, 1.2 * box_px, 0.1 * box_px, 0, np.zeros(box_px), np.eye(3))
+    return plan_search(box_px // 4, box_px, 2.0, 1.2 * box_px, 0.1 * box_px, 0, np.zeros((1, box_px)), np.eye(3))
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ class Particles:
         images += self.noise_sigma * rng.standard_normal(images.shape).astype(np.float32)
         ones = np.ones(count)
         unknown = np.tile(np.eye(3), (count, 1, 1)), np.zeros((count, 2))
-        self.batch = Batch(images, transfer, np.zeros(count, np.int64), ones, ones, *unknown)
+        self.batch = Batch(images, transfer, np.zeros(count, np.int64), ones, ones, *unknown, np.ones((count, 1)))
         self.volume = naive.blob_volume(centres, amplitudes, SIGMA, BOX)
         self.reference = slices.prepare(self.volume, BOX // 2)
 
@@ -78,9 +78,10 @@ class Particles:
         reference = self.reference if reference is None else reference
         sums = expectation.empty_sums(PIXELS.shell_max, len(noise_power), BOX)
         search = replace(search, operators=group)
-        grid = expectation.global_grid(reference, search, BOX)
+        references = expectation.single(reference)
+        grid = expectation.global_grid(references, search, BOX)
         found = [
-            expectation.fold(sums, take(batch, slice(a, b)), reference, noise_power, search, PIXELS, grid)
+            expectation.fold(sums, take(batch, slice(a, b)), references, noise_power, search, PIXELS, grid)
             for a, b in pairwise(cuts or [0, len(batch.images)])
         ]
         return sums, Poses(*(np.concatenate(column) for column in zip(*found, strict=True)))
@@ -91,13 +92,13 @@ def take(batch, rows):
 
 
 def everywhere(shell=12, **options):
-    return plan_search(shell, BOX, PIXEL, DIAMETER, 6.0, 0, np.zeros(BOX // 2 + 1), TURN, **options)
+    return plan_search(shell, BOX, PIXEL, DIAMETER, 6.0, 0, np.zeros((1, BOX // 2 + 1)), TURN, **options)
 
 
 def nearby(turn_deg=5.0, shells=(12,), hold=NO_HOLD, **options):
     """A search from the last poses alone."""
     window = Window(np.deg2rad(turn_deg), 0.8, hold)
-    return Search(None, shells, 0.0, 0.0, (window,) * len(shells), TURN, **options)
+    return Search(None, shells, 0.0, 0.0, ((window,),) * len(shells), TURN, **options)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def noisy():
 
 
 def equal(a, b):
-    for x, y in zip((*a[0], *a[1]), (*b[0], *b[1]), strict=True):
+    for x, y in zip((*a[0].volumes, *a[0][1:], *a[1]), (*b[0].volumes, *b[0][1:], *b[1]), strict=True):
         np.testing.assert_array_equal(x, y)
 
 
@@ -149,8 +150,8 @@ class Integral:
         difference = np.abs(self.moved - self.transfer * self.pieces) ** 2 - np.abs(self.moved) ** 2
         self.scores = -difference[:, :n] @ (1 / (2 * self.variance[:n]))
         turns = [naive.rotation_vector(rotation, batch.rotation[row]) for rotation in self.rotations]
-        log_window = -np.sum(np.square(turns), axis=1) / (2 * search.windows[-1].turn_rad ** 2)
-        log_window -= np.sum(self.shifts**2, axis=1) / (2 * search.windows[-1].shift_px ** 2)
+        log_window = -np.sum(np.square(turns), axis=1) / (2 * search.windows[-1][0].turn_rad ** 2)
+        log_window -= np.sum(self.shifts**2, axis=1) / (2 * search.windows[-1][0].shift_px ** 2)
         self.posterior = np.exp(self.scores + log_window - (self.scores + log_window).max())
         self.posterior /= self.posterior.sum()
 
@@ -191,8 +192,8 @@ def test_fold_is_the_posterior_over_poses(monkeypatch, narrow_px, tolerance):
     )
     batch = batch._replace(images=batch.images * batch.norm[:, None, None].astype(np.float32))
     sums = expectation.empty_sums(10, 2, BOX)
-    poses = expectation.fold(sums, batch, particles.reference, noise_power, search, pixels, None)
-    volume, residual = np.zeros_like(sums.volume), np.zeros((2, BOX // 2 + 1))
+    poses = expectation.fold(sums, batch, expectation.single(particles.reference), noise_power, search, pixels, None)
+    volume, residual = np.zeros_like(sums.volumes[0]), np.zeros((2, BOX // 2 + 1))
     every = half_plane(BOX // 2)
     np.testing.assert_array_equal(poses.significant, 1)
     np.testing.assert_array_equal(poses.max_probability, 1)
@@ -218,7 +219,7 @@ def test_fold_is_the_posterior_over_poses(monkeypatch, narrow_px, tolerance):
         in_noise_units = np.mean(of_pixel / noise_power[batch.group[row]][every.shell])
         assert poses.norm[row] == pytest.approx(batch.norm[row] * np.sqrt(in_noise_units), rel=tolerance / 15)
         assert poses.scale[row] == pytest.approx(naively.scale(batch.scale[row]), abs=2e-3)
-    far = np.linalg.norm((sums.volume - volume).reshape(-1, 3), axis=0)
+    far = np.linalg.norm((sums.volumes[0] - volume).reshape(-1, 3), axis=0)
     assert (far < tolerance * np.linalg.norm(volume.reshape(-1, 3), axis=0)).all()
     np.testing.assert_allclose(sums.residual, residual, rtol=tolerance)
     assert sums.particles.tolist() == [1, 2] and poses.usable.all()
@@ -267,7 +268,7 @@ def test_the_sums_make_the_map(profile_scale):
     particles = Particles(200, noise=0.5, amplitude=(1.0, 1.0))
     sums, _ = particles.fold(nearby(shells=(12,), profile_scale=profile_scale), particles.near_the_truth())
     reference = None if profile_scale else particles.volume
-    volume = solve.maximise(solve.complete(sums.volume, NOBODY), reference, np.full(16, 1e-3), NOBODY, BOX)
+    volume = solve.maximise(solve.complete(sums.volumes[0], NOBODY), reference, np.full(16, 1e-3), NOBODY, BOX)
     assert shell_correlation(volume, particles.volume)[:8].min() > 0.93
     assert shell_correlation(volume[::-1], particles.volume)[3:8].mean() < 0.6
 
@@ -276,7 +277,7 @@ def test_innovations_of_a_reference_that_is_right_are_noise():
     """And sum to less than images do; their sums do not correlate with the map."""
     particles = Particles(64, noise=0.5, amplitude=(1.0, 1.0))
     batch = particles.batch._replace(rotation=particles.rotation, origin_px=particles.origin)
-    left, images = (particles.fold(nearby(profile_scale=p), batch)[0].volume for p in (False, True))
+    left, images = (particles.fold(nearby(profile_scale=p), batch)[0].volumes[0] for p in (False, True))
     assert np.linalg.norm(left[..., :2]) < 0.3 * np.linalg.norm(images[..., :2])
     along = np.sum(left[..., :2] * images[..., :2]) / np.sum(images[..., :2] ** 2)
     assert abs(along) < 0.03
@@ -290,7 +291,7 @@ def test_weights_of_poses_sum_to_one(noisy):
     weights = (batch.ctf[:, : len(PIXELS.kx)] * batch.scale[:, None]) ** 2 / (particles.noise_power[0, 0] / 2)
     # A value is spread over taps whose sum is, in the mean, the integral of the kernel.
     of_kernel = envelope(0.0, padded_px(BOX)) ** 3
-    assert sums.volume[..., 2].sum(dtype=float) / of_kernel == pytest.approx(weights.sum(dtype=float), rel=1e-3)
+    assert sums.volumes[0][..., 2].sum(dtype=float) / of_kernel == pytest.approx(weights.sum(dtype=float), rel=1e-3)
     assert (poses.max_probability * poses.significant >= 1 - 1e-12).all()
 
 
@@ -415,7 +416,9 @@ def test_a_hold_lets_poses_go(clear):
 def test_a_global_search_needs_its_grid(clear):
     sums = expectation.empty_sums(15, 1, BOX)
     with pytest.raises(ValueError, match="needs its grid"):
-        expectation.fold(sums, clear.batch, clear.reference, clear.noise_power, everywhere(), PIXELS, None)
+        expectation.fold(
+            sums, clear.batch, expectation.single(clear.reference), clear.noise_power, everywhere(), PIXELS, None
+        )
 
 
 def test_the_grey_scale_of_the_reference_does_not_matter_where_it_is_profiled(clear):
@@ -430,7 +433,7 @@ def test_the_grey_scale_of_the_reference_does_not_matter_where_it_is_profiled(cl
     np.testing.assert_allclose(sums.residual, expectation.power(batch, 1)[0], rtol=1e-6)
     # Where it is not, it does.
     other, _ = clear.fold(everywhere(), batch, reference=clear.reference * np.complex64(64))
-    assert np.abs(other.volume - sums.volume).max() > 0.1 * np.abs(sums.volume).max()
+    assert np.abs(other.volumes[0] - sums.volumes[0]).max() > 0.1 * np.abs(sums.volumes[0]).max()
 
 
 def test_optics_groups_have_their_own_noise(noisy):
@@ -455,10 +458,10 @@ def test_a_symmetric_particle_is_sought_in_the_asymmetric_unit():
     group = operators("D2")
     particles = Particles(12, noise=1.0, seed=11, group=group)
     search = everywhere()
-    grid = expectation.global_grid(particles.reference, replace(search, operators=group), BOX)
-    whole = expectation.global_grid(particles.reference, search, BOX)
+    grid = expectation.global_grid(expectation.single(particles.reference), replace(search, operators=group), BOX)
+    whole = expectation.global_grid(expectation.single(particles.reference), search, BOX)
     # A quarter of all views, and the cells that stick out of it.
-    assert 0.25 <= len(grid.slices) / len(whole.slices) < 0.4
+    assert 0.25 <= grid.slices.shape[1] / whole.slices.shape[1] < 0.4
     _, poses = particles.fold(search, group=group)
     error = angular_distance_deg(poses.rotation, particles.rotation, group)
     assert np.median(error) < 4 and np.quantile(error, 0.9) < 10
@@ -468,14 +471,14 @@ def test_a_symmetric_particle_is_sought_in_the_asymmetric_unit():
 @pytest.mark.parametrize("name", ["C1", "D2"])
 def test_the_grid_is_every_rotation_and_the_slices_of_half_of_them(clear, name):
     search = everywhere()
-    grid = expectation.global_grid(clear.reference, replace(search, operators=operators(name)), BOX)
-    half = len(grid.slices)
+    grid = expectation.global_grid(expectation.single(clear.reference), replace(search, operators=operators(name)), BOX)
+    half = grid.slices.shape[1]
     pixels = half_plane(search.shells[0])
     every = slices.extract(clear.reference, grid.rotation, pixels, BOX)
-    np.testing.assert_array_equal(grid.slices, every[:half])
+    np.testing.assert_array_equal(grid.slices[0], every[:half])
     # The others are turned by half in the plane, which makes conjugates.
     np.testing.assert_allclose(grid.rotation[half:], np.diag([-1, -1, 1]) @ grid.rotation[:half], atol=1e-12)
-    np.testing.assert_allclose(every[half:], np.conj(grid.slices), atol=2e-3 * np.abs(every).max())
+    np.testing.assert_allclose(every[half:], np.conj(grid.slices[0]), atol=2e-3 * np.abs(every).max())
     pixel, psi = sampling.global_grid(search.grid_order, operators(name), TURN)
     expected = sampling.rotation_matrices(search.grid_order, pixel, psi, TURN)
     order, other = (np.lexsort(np.round(a.reshape(-1, 9), 6).T) for a in (grid.rotation, expected))
@@ -483,7 +486,7 @@ def test_the_grid_is_every_rotation_and_the_slices_of_half_of_them(clear, name):
 
 
 def test_a_local_search_has_no_grid(clear):
-    assert expectation.global_grid(clear.reference, nearby(), BOX) is None
+    assert expectation.global_grid(expectation.single(clear.reference), nearby(), BOX) is None
 
 
 def test_power_is_the_mean_square_of_the_transform():
@@ -493,7 +496,7 @@ def test_power_is_the_mean_square_of_the_transform():
     norm = np.array([1.0, 2.0, 1.0, 0.5, 1.0, 1.0])
     group = np.array([0, 2, 2, 2, 0, 0])
     nothing = np.zeros(6)
-    found, count = expectation.power(Batch(images, nothing, group, norm, nothing, nothing, nothing), 3)
+    found, count = expectation.power(Batch(images, nothing, group, norm, *[nothing] * 4), 3)
     every, expected = half_plane(8), np.zeros((3, 9))
     for row in (0, 1, 3, 4, 5):
         squared = np.abs(np.fft.rfft2(np.fft.ifftshift(images[row]))[every.ky, every.kx] / norm[row]) ** 2
@@ -533,3 +536,49 @@ def test_back_projection_at_given_poses(clear, innovation):
             expected, batch.rotation[row][None], image.astype(np.complex64)[None], transfer[None] ** 2, pixels, BOX
         )
     np.testing.assert_allclose(volume, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_images_are_shared_among_references_by_likelihood_and_share():
+    """Two references alike hold the posterior in the ratio of their shares; sums and modes are those of one."""
+    particles = Particles(16, noise=2.0, seed=5)
+    batch = particles.near_the_truth()
+    alone, poses = particles.fold(nearby(), batch)
+    references = expectation.References((particles.reference, particles.reference), np.array([0.8, 0.2]))
+    sums = expectation.empty_sums(PIXELS.shell_max, 1, BOX, 2)
+    both = batch._replace(belonging=np.zeros((16, 2)))
+    search = nearby()
+    search = replace(search, windows=tuple(of_level * 2 for of_level in search.windows), fraction=1.0)
+    shared = expectation.fold(sums, both, references, particles.noise_power, search, PIXELS, None)
+    np.testing.assert_allclose(shared.belonging, np.tile([0.8, 0.2], (16, 1)), atol=1e-9)
+    np.testing.assert_array_equal(shared.rotation, poses.rotation)
+    for volume, part in zip(sums.volumes, (0.8, 0.2), strict=True):
+        np.testing.assert_allclose(volume, part * alone.volumes[0], atol=2e-5 * np.abs(alone.volumes[0]).max())
+    np.testing.assert_allclose(sums.residual, alone.residual, rtol=1e-6)
+
+
+@pytest.mark.parametrize("found_by", ["a grid", "the last poses"])
+def test_each_image_goes_to_the_reference_that_it_shows(found_by):
+    particles, others = Particles(16, noise=2.0, seed=5), Particles(16, noise=2.0, seed=6)
+    batch = particles.near_the_truth()
+    images = np.concatenate([batch.images[:8], others.batch.images[:8]])
+    rotation = np.concatenate([batch.rotation[:8], others.near_the_truth().rotation[:8]])
+    origin = np.concatenate([batch.origin_px[:8], others.near_the_truth().origin_px[:8]])
+    mixed = batch._replace(images=images, rotation=rotation, origin_px=origin, belonging=np.full((16, 2), 0.5))
+    references = expectation.References((particles.reference, others.reference), np.array([0.5, 0.5]))
+    search = everywhere() if found_by == "a grid" else nearby()
+    search = replace(search, windows=tuple((of_level[0],) * 2 for of_level in search.windows))
+    grid = expectation.global_grid(references, search, BOX)
+    sums = expectation.empty_sums(PIXELS.shell_max, 1, BOX, 2)
+    poses = expectation.fold(sums, mixed, references, particles.noise_power, search, PIXELS, grid)
+    assert np.argmax(poses.belonging, axis=1).tolist() == [0] * 8 + [1] * 8
+    truth = np.concatenate([particles.rotation[:8], others.rotation[:8]])
+    assert np.median(angle_between_deg(poses.rotation, truth)) < 5
+    # A reference without a share, and one that an image was not assigned to, gets none of it.
+    empty = references._replace(share=np.array([0.0, 1.0]))
+    poses = expectation.fold(sums, mixed, empty, particles.noise_power, search, PIXELS, grid)
+    np.testing.assert_array_equal(poses.belonging, np.tile([0.0, 1.0], (16, 1)))
+    only = mixed._replace(belonging=np.tile([[1.0, 0.0], [0.0, 1.0]], (8, 1)))
+    poses = expectation.fold(
+        sums, only, references._replace(assigned=True), particles.noise_power, search, PIXELS, grid
+    )
+    np.testing.assert_array_equal(poses.belonging, only.belonging)

@@ -27,7 +27,7 @@ def settings_of_an_iteration(draw):
         "pixel_size_A": pixel,
         "diameter_A": box * pixel * draw(st.floats(0.2, 1)),
         "shift_range_A": pixel * draw(st.floats(0.5, 30)),
-        "shares": np.linspace(0, 1, box // 2 + 1) * draw(st.floats(0, 0.1)),
+        "shares": np.linspace(0, 1, box // 2 + 1)[None] * draw(st.floats(0, 0.1)),
         "perturbation": TURN,
     }
 
@@ -63,9 +63,9 @@ def test_a_global_search_matches_its_first_resolution_to_the_step_of_its_grid(gi
     assert search.shift_range_px == pytest.approx(given_["shift_range_A"] / pixel)
     assert search.shift_step_px == pytest.approx(edge_A / 3 / pixel)
     # Rotations may leave their cell, shifts may go as far as the grid; no pose was back-projected before.
-    assert search.windows[0].turn_rad == pytest.approx(0.6 * step_rad)
-    assert search.windows[0].shift_px == pytest.approx(search.shift_range_px)
-    assert not any(np.any(window.hold) for window in search.windows)
+    assert search.windows[0][0].turn_rad == pytest.approx(0.6 * step_rad)
+    assert search.windows[0][0].shift_px == pytest.approx(search.shift_range_px)
+    assert not any(np.any(window.hold) for (window,) in search.windows)
 
 
 @settings(max_examples=150, deadline=None)
@@ -81,7 +81,7 @@ def test_the_grid_moves_the_edge_of_the_particle_by_40_A(given_):
 
 def test_grid_order_grows_with_the_particle():
     diameters_A = np.linspace(50, 1500, 100)
-    orders = [plan_search(20, 512, 4.0, d, 20.0, 0, np.zeros(257), TURN).grid_order for d in diameters_A]
+    orders = [plan_search(20, 512, 4.0, d, 20.0, 0, np.zeros((1, 257)), TURN).grid_order for d in diameters_A]
     assert orders == sorted(orders) and set(orders) == {2, 3, 4}
     # A step of order 2 is 14.7 degrees, by which a radius of 156 A moves the edge by 40 A.
     assert diameters_A[orders.index(3)] == pytest.approx(2 * 156, abs=1500 / 100)
@@ -97,45 +97,45 @@ def test_posed_particles_are_searched_locally_once_the_resolution_is_fine_enough
     assert (search.grid_order is None) == local
     if not local:
         everywhere = plan_search(**given_, posed_shell=0)
-        assert search.shells == everywhere.shells and search.windows[0][:2] == everywhere.windows[0][:2]
+        assert search.shells == everywhere.shells and search.windows[0][0][:2] == everywhere.windows[0][0][:2]
         return
     # From where the poses are good to; if the resolution grew by much since, not from too far back.
     first = search.shells[0]
     nearly = shell <= 1.2 * posed_shell
     assert first == (shell if nearly else max(posed_shell, shell // 2)) and len(search.shells) <= 3
     # The windows are what the first level can tell apart.
-    assert search.windows[0].shift_px * pixel == pytest.approx(resolution_A(first, box, pixel))
-    assert search.windows[0].turn_rad * radius_A == pytest.approx(resolution_A(first, box, pixel))
-    for level, window in zip(search.shells, search.windows, strict=True):
-        held = hold(given_["shares"][: level + 1], radius_A / pixel, box)
+    assert search.windows[0][0].shift_px * pixel == pytest.approx(resolution_A(first, box, pixel))
+    assert search.windows[0][0].turn_rad * radius_A == pytest.approx(resolution_A(first, box, pixel))
+    for level, (window,) in zip(search.shells, search.windows, strict=True):
+        held = hold(given_["shares"][0, : level + 1], radius_A / pixel, box)
         np.testing.assert_allclose(window.hold, held / 2)
 
 
 def test_a_finer_resolution_makes_a_finer_search_at_last_local():
     """A particle of 200 A in 128 pixels of 2 A, from 40 A to Nyquist: local from 12.5 A, a sixteenth of it."""
     searches = [
-        plan_search(s, 128, 2.0, 200.0, 20.0, s - 1, np.zeros(65), TURN, profile_scale=s < 9) for s in range(6, 65)
+        plan_search(s, 128, 2.0, 200.0, 20.0, s - 1, np.zeros((1, 65)), TURN, profile_scale=s < 9) for s in range(6, 65)
     ]
     local = [search.grid_order is None for search in searches]
     assert local == sorted(local) and local.index(True) + 6 == math.ceil(256 / 12.5)
     assert all(search.shells[0] >= s - 1 for s, search in enumerate(searches, 6) if search.grid_order is None)
     assert [search.profile_scale for search in searches] == [True] * 3 + [False] * 56
-    windows = [search.windows[0].turn_rad for search in searches if search.grid_order is None]
+    windows = [search.windows[0][0].turn_rad for search in searches if search.grid_order is None]
     assert windows == sorted(windows, reverse=True)
 
 
 @pytest.mark.parametrize("diameter_A", [100.0, 500.0])
 def test_windows_of_the_grid_add_up_to_one(diameter_A):
     """So that components that climb from all of its points share a posterior out and count none of it twice."""
-    search = plan_search(20, 128, 4.0, diameter_A, 20.0, 0, np.zeros(65), TURN)
+    search = plan_search(20, 128, 4.0, diameter_A, 20.0, 0, np.zeros((1, 65)), TURN)
     pixel, psi = global_grid(search.grid_order, operators("C1"), TURN)
     grid = rotation_matrices(search.grid_order, pixel, psi, TURN).reshape(-1, 9)
     sums = []
     for rotation in random_rotations(300, np.random.default_rng(1)).reshape(-1, 9):
         angle = np.arccos(np.clip((grid @ rotation - 1) / 2, -1, 1))
-        sums.append(np.sum(np.exp(-((angle / search.windows[0].turn_rad) ** 2) / 2)))
+        sums.append(np.sum(np.exp(-((angle / search.windows[0][0].turn_rad) ** 2) / 2)))
     density = len(grid) / (8 * np.pi**2)
-    sums = np.array(sums) / (density * (2 * np.pi) ** 1.5 * search.windows[0].turn_rad ** 3)
+    sums = np.array(sums) / (density * (2 * np.pi) ** 1.5 * search.windows[0][0].turn_rad ** 3)
     assert sums.mean() == pytest.approx(1, abs=0.02)
     # At the poles, where the facets of HEALPix narrow, up to a quarter is missing.
     assert np.quantile(np.abs(sums - 1), 0.5) < 0.03 and sums.std() < 0.06 and np.abs(sums - 1).max() < 0.35
