@@ -743,6 +743,81 @@ def models(volumes: Sequence[np.ndarray], captions: Sequence[str]) -> str:
 
 
 @matplotlib.rc_context(STYLE)
+def surface_rows(pictures: Sequence[Sequence[np.ndarray]], captions: Sequence[str], width_A: float) -> str:
+    """Views (H, W, 3) uint8 of several surfaces, one in a row, along z, y and x, first row lowest."""
+    side = FULL_IN / 3.6
+    figure = Figure(figsize=(FULL_IN, len(pictures) * (side + 0.3)))
+    figure.set_layout_engine("none")
+    margins = {"left": 0.1, "right": 0.9, "top": 0.995, "bottom": 0.03, "wspace": 0.02, "hspace": 0.3 / side}
+    grid = figure.subplots(len(pictures), 3, squeeze=False, gridspec_kw=margins)
+    for row, views, caption in zip(grid, pictures, captions, strict=True):
+        for axes, picture in zip(row, views, strict=True):
+            axes.imshow(picture, origin="lower", interpolation="none")
+            axes.set_axis_off()
+        row[0].text(0, -0.02, caption, transform=row[0].transAxes, va="top", fontsize=8.5, color=INK)
+    across, length_A = pictures[0][0].shape[1], _round_length(width_A / 4)
+    start = 0.03 * across
+    grid[0, 0].plot([start, start + across * length_A / width_A], [start, start], color=INK, linewidth=3,
+                    solid_capstyle="butt")  # fmt: skip
+    grid[0, 0].text(start, 1.6 * start, f"{length_A:g} Å", fontsize=9.5, va="bottom")
+    return _jpeg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def differences(volumes: Sequence[np.ndarray], captions: Sequence[str], first: np.ndarray) -> str:
+    """Central slices of differences (D, D, D) from a first map, one in a row, over slices of that map as lines."""
+    side = FULL_IN / 3.6
+    figure = Figure(figsize=(FULL_IN, len(volumes) * (side + 0.3)))
+    figure.set_layout_engine("none")
+    margins = {"left": 0.1, "right": 0.9, "top": 0.995, "bottom": 0.03, "wspace": 0.03, "hspace": 0.3 / side}
+    grid = figure.subplots(len(volumes), 3, squeeze=False, gridspec_kw=margins)
+    limit = float(np.percentile(first, 99.9))
+    for row, volume, caption in zip(grid, volumes, captions, strict=True):
+        for axis, axes in enumerate(row):
+            axes.imshow(volume.take(len(volume) // 2, axis), cmap="RdBu_r", origin="lower", vmin=-limit, vmax=limit,
+                        interpolation="bicubic")  # fmt: skip
+            axes.contour(first.take(len(first) // 2, axis), levels=[0.3 * limit], colors=INK, linewidths=0.6)
+            axes.set_axis_off()
+        row[0].text(0, -0.02, caption, transform=row[0].transAxes, va="top", fontsize=8.5, color=INK)
+    return _jpeg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def flow(iterations: Sequence[int], table: np.ndarray) -> str:
+    """Particles of classes over iterations as bands; table: (I, K, K), how many went from class to class in each."""
+    figure, axes = _figure(FULL_IN, 3.8)
+    count, kinds = len(iterations), table.shape[1]
+    colours = [matplotlib.colormaps["tab20"](k % 20) for k in range(kinds)]
+    sizes = table.sum(axis=1)
+    width = 0.12
+    for place in range(count):
+        below = np.concatenate([[0], np.cumsum(sizes[place])])
+        for k in range(kinds):
+            label = f"class {k + 1}" if place == 0 and kinds <= 12 else None
+            axes.bar(place, sizes[place, k], 2 * width, bottom=below[k], color=colours[k], linewidth=0, label=label)
+        if place == 0:
+            continue
+        left = np.concatenate([[0], np.cumsum(sizes[place - 1])])[:-1]
+        right = below[:-1].copy()
+        for source, target in np.ndindex(kinds, kinds):
+            went = table[place, source, target]
+            if went > 0:
+                edges = [left[source], left[source] + went], [right[target], right[target] + went]
+                (left_low, left_high), (right_low, right_high) = edges
+                axes.fill_between([place - 1 + width, place - width], [left_low, right_low], [left_high, right_high],
+                                  color=colours[source], alpha=0.35, linewidth=0)  # fmt: skip
+                left[source] += went
+                right[target] += went
+    shown = range(0, count, max(1, count // 12))
+    axes.set(xlabel="iteration", ylabel="particles", xticks=list(shown), xticklabels=[iterations[n] for n in shown])
+    axes.set(xlim=(-0.4, count - 0.6), ylim=(0, float(sizes.sum(axis=1).max())))
+    axes.grid(visible=False)
+    if kinds <= 12:
+        figure.legend(loc="outside upper center", ncols=min(kinds, 6), frameon=False)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
 def classes(images: np.ndarray, captions: Sequence[str], good: np.ndarray) -> str:
     """Class averages (K, D, D), each on its own grey scale, with a caption below; those that are not good are
     framed."""

@@ -19,6 +19,7 @@ import numpy as np
 
 from dcryo import (
     figures,
+    report_classes,
     report_mapmodel,
     report_micrographs,
     report_models,
@@ -55,6 +56,7 @@ TITLES = {
     "localres": "Local resolution",
     "directional": "Resolution by direction",
     "class2d": "2D classification",
+    "class3d": "3D classification",
     "select": "Selection of particles",
     "motion": "Motion correction",
     "ctf": "CTF estimation",
@@ -267,6 +269,10 @@ def _resolution_card(source: Source) -> tuple[str, str, str] | tuple[()]:
     if source.record["job"] == "abinitio" and result.get("classes"):
         agree = f"{len(result['agreeing'])} of {result['starts']} starts agree"
         return "Models", f"{result['classes']}", f"{agree}; to {result['resolution_A']:.0f} Å"
+    if source.record["job"] == "class3d" and "copy_of" in result:
+        copies = sum(of > 0 for of in result["copy_of"])
+        finest = min(result["resolution_of_classes_A"])
+        return "Classes", f"{len(result['copy_of'])}", f"{copies} of them copies; the finest at {finest:.1f} Å"
     if result.get("classes"):
         kept = f"{result.get('classes_kept', 0)} look good"
         return "Classes", f"{result['classes']}", f"{kept}, the best to {result.get('resolution_A', 0):.1f} Å"
@@ -284,7 +290,7 @@ def _resolution_card(source: Source) -> tuple[str, str, str] | tuple[()]:
 
 
 def _map(source: Source) -> Section | None:
-    if source.map is None or source.record["job"] == "abinitio":
+    if source.map is None or source.record["job"] in ("abinitio", "class3d"):
         return None
     mask_path = source.path / "mask.mrc"
     mask = mrc.read_map(mask_path).array if mask_path.is_file() else None
@@ -334,6 +340,15 @@ def _verdicts(source: Source) -> Section | None:
 def _worst_residues(source: Source) -> Section | None:
     rows = report_mapmodel.worst_residues(source.path, source.record) if source.record["job"] == "mapmodel" else ()
     return Section("Residues that are resolved least", table=rows) if rows else None
+
+
+def _table_of_classes(source: Source) -> Section | None:
+    rows = report_classes.table(source.record)
+    words = (
+        "The last but one column tells how the difference from the larger class that it is most like, found by one "
+        "half of the particles sorted anew, correlates with that found by the other."
+    )
+    return Section("Classes and their sizes", caption=words, table=rows) if rows else None
 
 
 _FINE = "Nothing was found to be wrong."
@@ -474,7 +489,7 @@ def _left_out(source: Source) -> Section | None:
 
 def _class_convergence(source: Source) -> Section | None:
     rows = source.record["iterations"]
-    if not rows or "changed" not in rows[-1]:
+    if not rows or "mean_log_evidence" not in rows[-1]:
         return None
     words = "Mean resolution of the classes, and the part of the images that changed class, per iteration."
     return Section("Convergence", figures.class_convergence(rows), words, wide=True)
@@ -571,7 +586,7 @@ def _precision_and_recall(source: Source) -> Section | None:
 
 def _iterations(source: Source) -> Section | None:
     iterations = source.record["iterations"]
-    names = list(dict.fromkeys(itertools.chain.from_iterable(iterations)))
+    names = [name for name in dict.fromkeys(itertools.chain.from_iterable(iterations)) if name != "flow"]
     if not names:
         return None
     table = [[_label(name) for name in names]]
@@ -605,6 +620,12 @@ SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
     _of_job("mapmodel", "Fourier shell correlation with the model", report_mapmodel.fourier_shell_correlation),
     _worst_residues,
     _of_job("mapmodel", "Q-scores by residue", report_mapmodel.q_scores, True),
+    _table_of_classes,
+    _of_job("class3d", "Classes", report_classes.maps, True),
+    _of_job("class3d", "Surfaces of the classes", report_classes.surfaces, True),
+    _of_job("class3d", "Differences", report_classes.differences, True),
+    _of_job("class3d", "Flow between classes", report_classes.flow, True),
+    _of_job("class3d", "Confidence", report_classes.confidence, True),
     _surface, _map, _models, _starts, _local_resolution, _resolution_by_direction, _for_the_deposition, _classes,
     _left_out, _fourier_shell_correlation, _noise_and_signal, _convergence, _class_convergence,
     *(_of_items(title, make) for title, make in report_micrographs.SECTIONS.items()),

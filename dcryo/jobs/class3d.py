@@ -23,6 +23,7 @@ from dcryo.data.particles import Particles
 from dcryo.data.run import Run
 from dcryo.errors import InputError, RunError
 from dcryo.jobs import em
+from dcryo.jobs.class3d_pairs import Sorted, reproducible
 from dcryo.jobs.dataset import Dataset, cut_shards, left_out_rows, load_dataset, load_mask, load_reference
 from dcryo.jobs.memory import check_memory, expectation_bytes
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
@@ -32,6 +33,7 @@ from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import resolution_A, shell_at
 from dcryo.kernels.symmetry import operators
 from dcryo.steps import heterogeneity
+from dcryo.steps.heterogeneity import SETTLED, Growth
 from dcryo.steps.search import Search, plan_search, stay
 
 # Shells beyond those that are compared that are back-projected too.
@@ -42,8 +44,8 @@ _LEAST_NOISE = 1e-6
 _PERTURBATION, _PERTURBED_A = 0.3, 60.0
 # A pose of this probability among those of its class is searched for in its surroundings alone.
 _TRUSTED = 0.95
-# The classes are found once fewer particles than this part change theirs, for so many iterations.
-_SETTLED, _PATIENCE = 0.01, 2
+# The classes are found once they are settled for so many iterations.
+_PATIENCE = 2
 # A class of fewer particles is empty, and none is compared with it.
 _FEWEST = 10
 
@@ -90,7 +92,7 @@ class Class3dOptions(OutOptions, ClusterOptions, SeedOptions):
         None, gt=0, description="how far particles may lie from their last centre (default: 0.1 of the diameter)"
     )
     iterations: int = Field(30, ge=2, description="at most so many in which the classes are found")
-    apart: int = Field(3, ge=1, description="iterations after those, with references of each half its own")
+    apart: int = Field(2, ge=1, description="iterations after those, with references of each half its own")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Class3dOptions":
@@ -195,12 +197,10 @@ class _Job:
         return self.data.store.pixel_size_A
 
     @property
-    def limit_shell(self) -> int:
-        return min(shell_at(self.options.resolution_limit_A, self.box_px, self.pixel_size_A), self.box_px // 2)
-
-    @property
-    def first_shell(self) -> int:
-        return max(1, min(shell_at(self.options.initial_lowpass_A, self.box_px, self.pixel_size_A), self.limit_shell))
+    def growth(self) -> Growth:
+        last = min(shell_at(self.options.resolution_limit_A, self.box_px, self.pixel_size_A), self.box_px // 2)
+        first = shell_at(self.options.initial_lowpass_A, self.box_px, self.pixel_size_A)
+        return Growth(max(1, min(first, last)), last)
 
 
 def class3d(options: Class3dOptions, *, progress: Progress = print) -> Class3dResult:
@@ -246,7 +246,7 @@ def class3d(options: Class3dOptions, *, progress: Progress = print) -> Class3dRe
                 {name: getattr(state, name) for name in _ARRAYS},
                 {name: getattr(state, name) for name in _FIGURES},
             )
-        return _write(job, state, made, run)
+        return _write(job, state, made, run, cluster, progress)
 
 
 def _poses(options: Class3dOptions, data: Dataset) -> str:
@@ -309,7 +309,7 @@ def _first_state(job: _Job, given: list[np.ndarray], cluster: Cluster) -> State:
         significant=np.zeros(n, dtype=np.int64),
         belonging=belonging,
         share=np.full(count, 1 / count),
-        shell=job.first_shell,
+        shell=job.growth.first,
         posed_shell=0,
         stalled=0,
         apart=0,
@@ -429,10 +429,11 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
     share /= share.sum()
     curves = np.stack([maps.fsc.masked for maps in made.classes])
     reached = max(fsc.crossing(curve[: shell_max + 1], fsc.GOLD_STANDARD) for curve in curves[share > 0])
-    shell = min(max(int(reached), job.first_shell), job.limit_shell)
     changed = _changed(state, columns["belonging"])
-    grown = shell > state.shell
-    stalled = 0 if changed > _SETTLED or grown else state.stalled + 1
+    grown = job.growth.next(state.shell, changed) if state.iteration > 0 else state.shell
+    shell = max(min(grown, int(reached)), job.growth.first)
+    # Where the maps resolve less than the limit, particles are compared to that.
+    stalled = state.stalled + 1 if shell == state.shell and changed < SETTLED and state.iteration > 0 else 0
     joined = len(state.references) == 1
     number = state.iteration + 1
     parts = joined and (stalled >= _PATIENCE or number >= job.options.iterations)
@@ -483,7 +484,7 @@ def _next_references(job: _Job, state: State, made: em.Iteration, share: np.ndar
     # A class that is empty keeps what it was.
     found[:, share == 0] = state.references[:, share == 0]
     if job.focus is not None:
-        common = np.einsum("k,hkxyz->hxyz", share, found, dtype=np.float32)[:, None]
+        common = np.einsum("k,hkxyz->hxyz", share.astype(np.float32), found)[:, None]
         found = common + job.focus * (found - common)
     return np.concatenate([found, found]) if parts else found
 
@@ -507,7 +508,32 @@ def _figures(job: _Job, before: State, after: State) -> dict:
     }
 
 
-def _write(job: _Job, state: State, made: em.Iteration, run: Run) -> Class3dResult:
+def _copies(
+    job: _Job, state: State, order: np.ndarray, likeness: np.ndarray, cluster: Cluster, progress: Progress
+) -> tuple[list[float], tuple[int, ...]]:
+    """For each class, in an order by size: how well the halves reproduce what tells it from the larger class that it is
+    most like, and the number (from 1) of that class where it is a copy of it, or 0."""
+    known = Sorted(
+        data=job.data, rotation=state.rotation, origin_px=state.origin_px, norm=state.norm, scale=state.scale,
+        belonging=state.belonging[:, order], noise_power=state.noise_power, mask=job.mask, compared=job.compared,
+        operators=job.operators, growth=job.growth, radius_px=job.diameter_A / 2 / job.pixel_size_A,
+        seed=job.options.seed,
+    )  # fmt: skip
+    reproduced, copies = [1.0], [0]
+    for k in range(1, len(order)):
+        like = max((j for j in range(k) if copies[j] == 0), key=lambda j: float(likeness[j, k]))
+        found = 0.0
+        if state.share[order[k]] > 0:
+            found = reproducible(known, like, k, job.scratch, cluster)
+            progress(f"classes {like + 1} and {k + 1}: the halves apart find differences that correlate by {found:.2f}")
+        reproduced.append(found)
+        copies.append(like + 1 if state.share[order[k]] > 0 and found < heterogeneity.REPRODUCIBLE else 0)
+    return reproduced, tuple(copies)
+
+
+def _write(
+    job: _Job, state: State, made: em.Iteration, run: Run, cluster: Cluster, progress: Progress
+) -> Class3dResult:
     box, pixel, out = job.box_px, job.pixel_size_A, run.path
     order = np.argsort(-state.share, kind="stable")
     classes, share, belonging = [made.classes[k] for k in order], state.share[order], state.belonging[:, order]
@@ -517,14 +543,12 @@ def _write(job: _Job, state: State, made: em.Iteration, run: Run) -> Class3dResu
         mrc.write_map(out / f"class{number}.mrc", em.merged(of), pixel)
         for half, plain in enumerate(of.plain, start=1):
             mrc.write_map(out / f"class{number}_half{half}.mrc", plain, pixel)
-        curves |= {f"fsc_masked_class{number}": of.fsc.masked, f"fsc_unmasked_class{number}": of.fsc.unmasked}
+        curves[f"fsc_class{number}"] = of.fsc.masked
     mrc.write_map(out / "mask.mrc", job.compared, pixel)
     write_curves(out / "fsc.csv", box, pixel, curves)
     resolution = np.array([fsc.resolution_at(of.fsc.masked, fsc.GOLD_STANDARD, box, pixel) for of in classes])
-    likeness = heterogeneity.compare(
-        [of.plain for of in classes], state.fsc[order], share, job.compared, job.limit_shell
-    )
-    copies = heterogeneity.copies(likeness.reproducible, share)
+    likeness = heterogeneity.likeness([of.plain for of in classes], state.fsc[order], job.compared, job.growth.last)
+    reproduced, copies = _copies(job, state, order, likeness, cluster, progress)
     used = np.zeros(len(state.norm), dtype=bool)
     for half, found in enumerate(made.halves, start=1):
         used[job.data.rows_of(half)] = em.all_poses(found.shards).usable
@@ -545,10 +569,10 @@ def _write(job: _Job, state: State, made: em.Iteration, run: Run) -> Class3dResu
         {
             "particles": len(sorted_),
             "share": share.tolist(),
-            "resolution_A": resolution.tolist(),
+            "resolution_of_classes_A": resolution.tolist(),
             "copy_of": list(copies),
-            "correlation": likeness.correlation.tolist(),
-            "reproducible": likeness.reproducible.tolist(),
+            "reproduced": reproduced,
+            "correlation": likeness.tolist(),
             "order": order.tolist(),
             "box_px": box,
             "pixel_size_A": pixel,
@@ -567,7 +591,7 @@ def _read(run: Run) -> Class3dResult:
         run.path,
         maps,
         np.array(result["share"]),
-        np.array(result["resolution_A"]),
+        np.array(result["resolution_of_classes_A"]),
         tuple(result["copy_of"]),
         star.read_particles(run.path / "particles.star"),
     )
