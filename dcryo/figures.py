@@ -728,9 +728,11 @@ def evidence(iterations: Sequence[Mapping[str, Any]], blob: float | None) -> str
 def models(volumes: Sequence[np.ndarray], captions: Sequence[str]) -> str:
     """Maps (D, D, D), one in a row: three central slices and three projections, each on its own grey scale."""
     side = FULL_IN / 6
-    figure = Figure(figsize=(FULL_IN, len(volumes) * (side + 0.3)))
+    height = len(volumes) * (side + 0.3)
+    figure = Figure(figsize=(FULL_IN, height))
     figure.set_layout_engine("none")
-    margins = {"left": 0.005, "right": 0.995, "top": 0.99, "bottom": 0.02, "wspace": 0.03, "hspace": 0.3 / side}
+    margins = {"left": 0.005, "right": 0.995, "top": 0.99, "bottom": 0.25 / height, "wspace": 0.03,
+               "hspace": 0.3 / side}  # fmt: skip
     grid = figure.subplots(len(volumes), 6, squeeze=False, gridspec_kw=margins)
     for row, volume, caption in zip(grid, volumes, captions, strict=True):
         slices = [volume.take(len(volume) // 2, axis) for axis in range(3)]
@@ -746,9 +748,10 @@ def models(volumes: Sequence[np.ndarray], captions: Sequence[str]) -> str:
 def surface_rows(pictures: Sequence[Sequence[np.ndarray]], captions: Sequence[str], width_A: float) -> str:
     """Views (H, W, 3) uint8 of several surfaces, one in a row, along z, y and x, first row lowest."""
     side = FULL_IN / 3.6
-    figure = Figure(figsize=(FULL_IN, len(pictures) * (side + 0.3)))
+    height = len(pictures) * (side + 0.3)
+    figure = Figure(figsize=(FULL_IN, height))
     figure.set_layout_engine("none")
-    margins = {"left": 0.1, "right": 0.9, "top": 0.995, "bottom": 0.03, "wspace": 0.02, "hspace": 0.3 / side}
+    margins = {"left": 0.1, "right": 0.9, "top": 0.995, "bottom": 0.28 / height, "wspace": 0.02, "hspace": 0.3 / side}
     grid = figure.subplots(len(pictures), 3, squeeze=False, gridspec_kw=margins)
     for row, views, caption in zip(grid, pictures, captions, strict=True):
         for axes, picture in zip(row, views, strict=True):
@@ -767,9 +770,10 @@ def surface_rows(pictures: Sequence[Sequence[np.ndarray]], captions: Sequence[st
 def differences(volumes: Sequence[np.ndarray], captions: Sequence[str], first: np.ndarray) -> str:
     """Central slices of differences (D, D, D) from a first map, one in a row, over slices of that map as lines."""
     side = FULL_IN / 3.6
-    figure = Figure(figsize=(FULL_IN, len(volumes) * (side + 0.3)))
+    height = len(volumes) * (side + 0.3)
+    figure = Figure(figsize=(FULL_IN, height))
     figure.set_layout_engine("none")
-    margins = {"left": 0.1, "right": 0.9, "top": 0.995, "bottom": 0.03, "wspace": 0.03, "hspace": 0.3 / side}
+    margins = {"left": 0.1, "right": 0.9, "top": 0.995, "bottom": 0.28 / height, "wspace": 0.03, "hspace": 0.3 / side}
     grid = figure.subplots(len(volumes), 3, squeeze=False, gridspec_kw=margins)
     limit = float(np.percentile(first, 99.9))
     for row, volume, caption in zip(grid, volumes, captions, strict=True):
@@ -780,6 +784,21 @@ def differences(volumes: Sequence[np.ndarray], captions: Sequence[str], first: n
             axes.set_axis_off()
         row[0].text(0, -0.02, caption, transform=row[0].transAxes, va="top", fontsize=8.5, color=INK)
     return _jpeg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def class_confidence(number: np.ndarray, probability: np.ndarray) -> str:
+    """How many particles have which probability of their class, (n,) each; the classes one upon the other."""
+    figure, axes = _figure(FULL_IN, 2.9)
+    kinds = np.unique(number).tolist()
+    colours = [matplotlib.colormaps["tab20"]((k - 1) % 20) for k in kinds]
+    axes.hist([probability[number == k] for k in kinds], bins=50, range=(0, 1), stacked=True, color=colours,
+              label=[f"class {k}" for k in kinds])  # fmt: skip
+    axes.set(xlabel="probability of the class", ylabel="particles", xlim=(0, 1), yscale="symlog")
+    axes.yaxis.set_major_formatter("{x:g}")
+    if len(kinds) <= 12:
+        figure.legend(loc="outside upper center", ncols=min(len(kinds), 6), frameon=False)
+    return _svg(figure)
 
 
 @matplotlib.rc_context(STYLE)

@@ -93,12 +93,11 @@ def confidence(path: Path, record: Mapping[str, Any]) -> tuple[str, str] | None:
     if "class_probability" not in particles:
         return None
     number, probability = particles["class_number"], particles["class_probability"]
-    columns = {f"class {k}, probability": probability[number == k] for k in np.unique(number)[:_SHOWN].tolist()}
     words = (
         f"Posterior probability of each particle's class; {100 * np.mean(probability > 0.9):.0f} percent of all are "
         "above 0.9."
     )
-    return figures.histograms(columns), words
+    return figures.class_confidence(number, probability), words
 
 
 def table(record: Mapping[str, Any]) -> Sequence[Sequence[str]]:

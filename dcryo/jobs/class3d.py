@@ -493,8 +493,7 @@ def _figures(job: _Job, before: State, after: State) -> dict:
     count = len(after.share)
     was, now = before.belonging.argmax(axis=1), after.belonging.argmax(axis=1)
     best = max(fsc.crossing(curve, fsc.GOLD_STANDARD) for curve in after.fsc[after.share > 0])
-    turned = rotations.angular_distance_deg(after.rotation, before.rotation, job.operators)
-    return {
+    figures = {
         "iteration": after.iteration,
         "resolution_A": resolution_A(best, job.box_px, job.pixel_size_A),
         "compared_to_A": resolution_A(before.shell, job.box_px, job.pixel_size_A),
@@ -503,9 +502,12 @@ def _figures(job: _Job, before: State, after: State) -> dict:
         "changed": _changed(before, after.belonging),
         "flow": np.bincount(was * count + now, minlength=count**2).reshape(count, count).tolist(),
         "mean_confidence": float(after.belonging.max(axis=1).mean()),
-        "median_rotation_change_deg": float(np.median(turned)),
         "mean_log_likelihood": float(after.log_likelihood.mean()),
     }
+    if job.poses != "fixed":
+        turned = rotations.angular_distance_deg(after.rotation, before.rotation, job.operators)
+        figures["median_rotation_change_deg"] = float(np.median(turned))
+    return figures
 
 
 def _copies(
