@@ -87,7 +87,7 @@ def reconstruct(options: ReconstructOptions, *, progress: Progress = print) -> R
     with run, em.scratch(run.path) as scratch, connect(options.cluster, options.workers) as cluster:
         run.quarantine(data.store.quarantined)
         progress(f"{len(data.particles)} particles, box {data.store.box_px} px, on {cluster.description}")
-        check_memory(cluster, data.store.box_px, back_projection_bytes(data.store.box_px), len(group))
+        check_memory(cluster, data.store.box_px, back_projection_bytes(data.store.box_px, options.ewald), len(group))
         curvature = Curvature(options.ewald_hand, diameter) if options.ewald else None
         maps, left_out = graph.compute(maps_of(data, group, mask, scratch, curvature=curvature), cluster)
         bad = [row for half, of_half in enumerate(left_out, start=1) for row in left_out_rows(data, half, of_half)]
