@@ -81,9 +81,7 @@ def main() -> None:
     mask = masks.sphere(box, given.diameter / pixel, 6)
     print(f"{given.diameter:g} A at {given.voltage:g} kV, box {box} px of {pixel:g} A, {given.particles} particles, "
           f"SNR {given.snr:g}, reconstructed in {given.symmetry}")  # fmt: skip
-    print(
-        "| correction | half maps 0.143 | truth 0.5 | truth at 6, 5, 4.5, 4 A, Nyquist | sum of that FSC | s |"
-    )
+    print("| correction | half maps 0.143 | truth 0.5 | truth at 6, 5, 4.5, 4 A, Nyquist | sum of that FSC | s |")
     print("|---|---|---|---|---|---|")
 
     def row(name: str, found: np.ndarray, halves: str, seconds: float) -> None:
