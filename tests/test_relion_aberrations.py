@@ -29,12 +29,12 @@ HIGH = slice(18, 30)
 
 CASES: dict[str, dict[str, float]] = {
     "beam tilt": {"beam_tilt_x_mrad": 3.0, "beam_tilt_y_mrad": -4.0},
-    "trefoil": {"trefoil": 3.0, "trefoil_deg": 17.0},
-    "tetrafoil": {"tetrafoil": 3.0, "tetrafoil_deg": 11.0},
-    "magnification": {"anisotropy_percent": 8.0, "anisotropy_deg": 30.0},
+    "trefoil": {"trefoil": 3.0, "trefoil_angle_deg": 17.0},
+    "tetrafoil": {"tetrafoil": 3.0, "tetrafoil_angle_deg": 11.0},
+    "magnification": {"anisotropy_percent": 8.0, "anisotropy_angle_deg": 30.0},
     "all": {
-        "beam_tilt_x_mrad": 3.0, "beam_tilt_y_mrad": -4.0, "trefoil": 3.0, "trefoil_deg": 17.0, "tetrafoil": 3.0,
-        "tetrafoil_deg": 11.0, "anisotropy_percent": 8.0, "anisotropy_deg": 30.0,
+        "beam_tilt_x_mrad": 3.0, "beam_tilt_y_mrad": -4.0, "trefoil": 3.0, "trefoil_angle_deg": 17.0, "tetrafoil": 3.0,
+        "tetrafoil_angle_deg": 11.0, "anisotropy_percent": 8.0, "anisotropy_angle_deg": 30.0,
     },
 }  # fmt: skip
 

@@ -12,7 +12,12 @@ from dcryo.data import mrc, star
 from dcryo.jobs.refine import RefineOptions, refine
 from dcryo.kernels import fsc
 
-ABERRATIONS = {"beam_tilt_x_mrad": 150.0, "beam_tilt_y_mrad": -100.0, "anisotropy_percent": 8.0, "anisotropy_deg": 20.0}
+ABERRATIONS = {
+    "beam_tilt_x_mrad": 150.0,
+    "beam_tilt_y_mrad": -100.0,
+    "anisotropy_percent": 8.0,
+    "anisotropy_angle_deg": 20.0,
+}
 HIGH = slice(9, 15)
 
 

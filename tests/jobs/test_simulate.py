@@ -187,7 +187,8 @@ def test_a_foil_has_its_phase_at_nyquist_in_its_direction(tmp_path):
     made = simulate(
         SimulateOptions(
             model="phantom", box_px=32, pixel_size_A=4.0, particles=2, out=tmp_path / "a", trefoil=1.5,
-            trefoil_deg=20.0, tetrafoil=0.7, tetrafoil_deg=35.0, anisotropy_percent=2.0, anisotropy_deg=30.0,
+            trefoil_angle_deg=20.0, tetrafoil=0.7, tetrafoil_angle_deg=35.0, anisotropy_percent=2.0,
+            anisotropy_angle_deg=30.0,
         ),
         progress=lambda *_, **__: None,
     )  # fmt: skip
