@@ -556,7 +556,7 @@ def _write(
         used[job.data.rows_of(half)] = em.all_poses(found.shards).usable
     sorted_ = job.data.particles.replace(
         rotation=state.rotation,
-        origin_A=state.origin_px * job.data.ctf.pixel_size_A[:, None],
+        origin_A=job.data.origins_as_recorded(state.origin_px) * job.data.ctf.pixel_size_A[:, None],
         half=job.data.halves,
         class_number=belonging.argmax(axis=1) + 1,
         class_probability=belonging.max(axis=1),

@@ -15,6 +15,7 @@ from dcryo.kernels.motion import Motion, local_shift_px
 from dcryo.kernels.phantom import phantom
 from dcryo.kernels.symmetry import operators
 from dcryo.steps import exposure, simulation
+from dcryo.steps.aberrations import NO_ABERRATIONS
 from dcryo.steps.exposure import Exposure
 from dcryo.steps.simulation import Microscope
 
@@ -31,6 +32,7 @@ def microscope(**changed):
     given = dict.fromkeys(Microscope.__dataclass_fields__, 0.0) | {
         "box_px": BOX, "pixel_size_A": PIXEL, "voltage_kV": 300.0, "spherical_aberration_mm": 2.7,
         "amplitude_contrast": 0.1, "defocus_min_A": 8000.0, "defocus_max_A": 12000.0, "astigmatism_A": 600.0,
+        "aberrations": NO_ABERRATIONS, "hand": 0,
     }  # fmt: skip
     return Microscope(**(given | changed))
 
