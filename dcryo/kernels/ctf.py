@@ -45,6 +45,31 @@ def ctf(
     white on dark and the CTF is positive near k = 0). gamma is computed in float64: it reaches thousands of
     radians.
     """
+    table = phase_table(
+        box_px, pixel_size_A, defocus_u_A, defocus_v_A, defocus_angle_deg, voltage_kV, spherical_aberration_mm,
+        amplitude_contrast, phase_shift_deg, bfactor_A2, scale,
+    )  # fmt: skip
+    return _evaluate(np.asarray(kx, dtype=np.float64), np.asarray(ky, dtype=np.float64), table)
+
+
+def phase_table(
+    box_px: int,
+    pixel_size_A: ArrayLike,
+    defocus_u_A: ArrayLike,
+    defocus_v_A: ArrayLike,
+    defocus_angle_deg: ArrayLike,
+    voltage_kV: ArrayLike,
+    spherical_aberration_mm: ArrayLike,
+    amplitude_contrast: ArrayLike,
+    phase_shift_deg: ArrayLike = 0.0,
+    bfactor_A2: ArrayLike = 0.0,
+    scale: ArrayLike = 1.0,
+) -> NDArray[np.float64]:
+    """What kernels evaluate CTFs from, (N, 7) float64; arguments as in `ctf`.
+
+    With k in Fourier pixels, gamma is column 0 times k^2, 1 times kx^2 - ky^2, 2 times 2 kx ky, 3 times k^4, and 4; the
+    envelope is the exponential of column 5 times k^2, and 6 the scale.
+    """
     wavelength = wavelength_A(voltage_kV)
     Q = np.asarray(amplitude_contrast, dtype=np.float64)
     frequency_unit = 1.0 / (box_px * np.asarray(pixel_size_A, dtype=np.float64))
@@ -60,8 +85,7 @@ def ctf(
         -0.25 * np.asarray(bfactor_A2, dtype=np.float64) * frequency_unit**2,
         np.asarray(scale, dtype=np.float64),
     )
-    table = np.stack(np.broadcast_arrays(*(np.atleast_1d(column) for column in coefficients)), axis=1)
-    return _evaluate(np.asarray(kx, dtype=np.float64), np.asarray(ky, dtype=np.float64), table)
+    return np.stack(np.broadcast_arrays(*(np.atleast_1d(column) for column in coefficients)), axis=1)
 
 
 # sin(2 pi t) for |t| <= 1/4 as t times a polynomial in t^2, Taylor's; its error there is below 1e-9.

@@ -1,0 +1,236 @@
+"""Refinement of the CTF: what a batch of images says about it at known poses, and what follows for particles,
+micrographs and optics groups (Zivanov et al. 2018; Zivanov, Nakane & Scheres 2020)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dcryo.kernels import aberrations, ctf_sums, fft, phase_fit, posterior, shrinkage
+from dcryo.kernels.ctf_sums import ASTIGMATISM, BFACTOR, DEFOCUS, DIAGONAL, PARAMETERS, PHASE_SHIFT, SCALE, CtfSums
+from dcryo.kernels.phase_fit import PhaseFit
+from dcryo.kernels.shells import HalfPlane, half_plane, volume_shells
+from dcryo.kernels.shrinkage import Settled
+
+ODD, EVEN = 6, 9
+# Which odd coefficients beside the shift (0, 1), which each of them needs, are of which aberration.
+BEAM_TILT, TREFOIL = (3, 4), (2, 5)
+# Neighbours over which phases are averaged for the eye.
+_SMOOTH_PX = 2.0
+# A magnification further off than this is no distortion but a wrong pixel size, and would leave the reference.
+LARGEST_STRETCH = 0.03
+
+
+class Images(NamedTuple):
+    """Images and what is known of them; first axis n.
+
+    images: (n, D, D) float32; group: optics group; norm divides the image; rotation (n, 3, 3), origin_px (n, 2): the
+    pose; table: (n, 7) from `ctf.phase_table`; rates: (n, 2) from `ctf_sums.rates`; offsets_A: (n, T), changes of the
+    defocus at which its likelihood is asked for.
+    """
+
+    images: np.ndarray
+    group: np.ndarray
+    norm: np.ndarray
+    rotation: np.ndarray
+    origin_px: np.ndarray
+    table: np.ndarray
+    rates: np.ndarray
+    offsets_A: np.ndarray
+
+
+class OpticsGroups(NamedTuple):
+    """Aberrations of G optics groups. odd: (G, ODD) and even: (G, EVEN) coefficients (rad) as in `kernels.aberrations`;
+    magnification: (G, 2, 2); pixel_size_A: (G,)."""
+
+    odd: np.ndarray
+    even: np.ndarray
+    magnification: np.ndarray
+    pixel_size_A: np.ndarray
+
+
+class Range(NamedTuple):
+    """The resolution that counts: from a shell to a shell."""
+
+    shell_min: int
+    shell_max: int
+
+
+def weighted_reference(half_map: np.ndarray, mask: np.ndarray, fsc: np.ndarray, shell_max: int) -> np.ndarray:
+    """The reference of a half: its own map (D, D, D), masked, each shell times the FSC of the half maps, which is
+    Wiener's filter for a half map; without what is beyond a shell."""
+    weight = np.where(np.arange(len(fsc)) <= shell_max, np.maximum(fsc, 0), 0)
+    box = len(half_map)
+    of_voxel = np.append(weight, 0)[np.minimum(volume_shells(box), len(weight))]
+    return fft.irfftn(fft.rfftn(half_map * mask) * of_voxel.astype(np.float32), box)
+
+
+def frequencies(groups: OpticsGroups, group: int, pixels: HalfPlane, box_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies (P,) of the specimen, in 1/A, that are seen at the pixels of an optics group's images."""
+    seen = groups.magnification[group] @ np.stack([pixels.kx, pixels.ky]).astype(np.float64)
+    x, y = seen / (box_px * groups.pixel_size_A[group])
+    return x, y
+
+
+def optics_of(groups: OpticsGroups, pixels: HalfPlane, box_px: int) -> ctf_sums.Optics:
+    """Aberrations of groups at the pixels of images."""
+    odd, even, seen = [], [], []
+    for index in range(len(groups.odd)):
+        x, y = frequencies(groups, index, pixels, box_px)
+        odd.append(np.exp(-1j * aberrations.odd_phase(groups.odd[index], x, y)).astype(np.complex64))
+        even.append(aberrations.even_phase(groups.even[index], x, y))
+        seen.append(np.stack([x, y]) * box_px * groups.pixel_size_A[index])
+    delta, places = np.stack(even), np.stack(seen)
+    return ctf_sums.Optics(
+        np.stack(odd), np.cos(delta), np.sin(delta), np.ascontiguousarray(places[:, 0]),
+        np.ascontiguousarray(places[:, 1]),
+    )  # fmt: skip
+
+
+def learn(
+    sums: CtfSums, batch: Images, reference: np.ndarray, noise_power: np.ndarray, optics: ctf_sums.Optics, within: Range
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Add a batch to the sums, in place. Returns the likelihood of each particle's defocus (n, T) float32, its normal
+    equations (n, NORMAL) float64, and (n,) bool, False where an image or its CTF is not finite and was left out, with
+    zeros for both.
+
+    reference: from `slices.prepare`; noise_power: (D // 2 + 1,) mean |noise|^2 of a Fourier pixel.
+    """
+    n, box = len(batch.images), batch.images.shape[-1]
+    pixels = half_plane(within.shell_max)
+    inverse = np.tile((2 / noise_power[: within.shell_max + 1]).astype(np.float32), (n, 1))
+    with np.errstate(invalid="ignore"):
+        transforms = fft.rfft2(batch.images)
+    one = np.ones((n, len(pixels.kx)), dtype=np.float32)
+    weighed = posterior.weigh(transforms, batch.norm, one, inverse, batch.origin_px, pixels, pixels)
+    usable = np.isfinite(weighed.power).all(axis=1) & np.isfinite(batch.table).all(axis=1)
+    curves = np.zeros(batch.offsets_A.shape, dtype=np.float32)
+    normal = np.zeros((n, ctf_sums.NORMAL))
+    known = (
+        array[usable]
+        for array in (batch.rotation, weighed.data, inverse, batch.table, batch.rates, batch.group)
+    )
+    curves[usable], normal[usable] = ctf_sums.gather(
+        sums, reference, *known, optics, pixels, within.shell_min, box, batch.offsets_A[usable]
+    )
+    return curves, normal, usable
+
+
+def settled_defocus(curves: Sequence[np.ndarray], micrograph: np.ndarray, step_A: float, each: bool) -> Settled:
+    """Defoci of all particles from their likelihoods: each its own, near what its micrograph's have in common, or one
+    change for all of a micrograph. See `shrinkage`."""
+    return (shrinkage.settle if each else shrinkage.shared)(np.concatenate(curves), micrograph, step_A)
+
+
+class MicrographFit(NamedTuple):
+    """Changes (M, K) of the parameters that were asked for of M micrographs, and how far the true ones spread, (K,)."""
+
+    change: np.ndarray
+    spread: np.ndarray
+
+
+def fit_micrographs(
+    normal: Sequence[np.ndarray],
+    micrograph: np.ndarray,
+    wanted: Sequence[int],
+    before: np.ndarray,
+    defocus_spread_A: float | None,
+) -> MicrographFit:
+    """What the particles (n, NORMAL) of each micrograph (n,) have in common beside their defocus.
+
+    wanted: which parameters of `ctf_sums`; before: (M, K), how far they are now from where they began, to which
+    micrographs of few particles are drawn back; defocus_spread_A: prior of each particle's defocus, which is free at
+    the same time (eliminated from the equations); None where it is held.
+    """
+    every = np.concatenate(normal)
+    kept = np.asarray(wanted)
+    gradient = every[:, :PARAMETERS]
+    rows, columns = np.triu_indices(PARAMETERS)
+    matrix = np.zeros((len(every), PARAMETERS, PARAMETERS))
+    matrix[:, rows, columns] = matrix[:, columns, rows] = every[:, PARAMETERS:]
+    right, left = gradient[:, kept], matrix[:, kept[:, None], kept]
+    if defocus_spread_A is not None:
+        own = matrix[:, DEFOCUS, DEFOCUS] + 1 / max(defocus_spread_A, 1.0) ** 2
+        cross = matrix[:, DEFOCUS, kept] / own[:, None]
+        right = right - cross * gradient[:, DEFOCUS, None]
+        left = left - cross[:, :, None] * matrix[:, DEFOCUS, None, kept]
+    sums = np.zeros((len(before), len(kept))), np.zeros((len(before), len(kept), len(kept)))
+    np.add.at(sums[0], micrograph, right)
+    np.add.at(sums[1], micrograph, left)
+    kinds = {ASTIGMATISM: 0, DIAGONAL: 0, PHASE_SHIFT: 1, BFACTOR: 2, SCALE: 3}
+    numbers = np.unique([kinds[one] for one in wanted], return_inverse=True)[1]
+    return MicrographFit(*shrinkage.shrunk(*sums, before, numbers))
+
+
+class GroupFit(NamedTuple):
+    """What the particles of one optics group say: its coefficients and their errors, and phases for the eye, (D, D) in
+    rad: `pictures` odd observed, odd fitted, even observed, even fitted."""
+
+    fit: PhaseFit
+    pictures: np.ndarray
+
+
+def fit_group(
+    phases: np.ndarray, groups: OpticsGroups, group: int, odd: Sequence[int], even: Sequence[int], within: Range,
+    box_px: int,
+) -> GroupFit:  # fmt: skip
+    """Fit the coefficients of one optics group that are asked for to its sums (P, PHASE_SUMS); the others are held."""
+    pixels = half_plane(within.shell_max)
+    x, y = frequencies(groups, group, pixels, box_px)
+    odd_basis, even_basis = aberrations.odd_basis(ODD, x, y), aberrations.even_basis(EVEN, x, y)
+    free = np.zeros(ODD, dtype=bool), np.zeros(EVEN, dtype=bool)
+    free[0][list(odd)], free[1][list(even)] = True, True
+    held = (groups.odd[group] * ~free[0]) @ odd_basis, (groups.even[group] * ~free[1]) @ even_basis
+    turned = phase_fit.turned(phases, *held)
+    found = phase_fit.fit(
+        turned, odd_basis[free[0]], even_basis[free[1]], groups.odd[group][free[0]], groups.even[group][free[1]],
+        pixels, within.shell_min,
+    )  # fmt: skip
+    columns = [groups.odd[group].copy(), groups.even[group].copy(), np.zeros(ODD), np.zeros(EVEN)]
+    for column, which, values in zip(columns, free * 2, found[:4], strict=True):
+        column[which] = values
+    fitted = columns[0] @ odd_basis, columns[1] @ even_basis
+    start = pixels.start[within.shell_min]
+    counted = phases.copy()
+    counted[:start] = 0
+    left = phase_fit.left_over(counted, *fitted, pixels, box_px, _SMOOTH_PX)
+    shown = phase_fit.picture(np.stack(fitted), pixels, box_px, np.array([-1, 1]))
+    return GroupFit(
+        PhaseFit(*columns, found.gain), np.stack([shown[0] + left[0], shown[0], shown[1] + left[1], shown[1]])
+    )
+
+
+def fit_magnification(stretch: np.ndarray, particles: np.ndarray, groups: OpticsGroups) -> tuple[np.ndarray, np.ndarray]:
+    """Magnification matrices (G, 2, 2) from the sums of groups (G, STRETCH), and standard errors of their entries.
+
+    By linear least squares on the gradient of the slices (Zivanov, Nakane & Scheres 2020, section 2.4). A turn of the
+    frequencies is a turn of all poses, and a stretch that all groups have in common is one of the map: neither can be
+    told, and both are left out.
+    """
+    change, error = np.zeros((len(stretch), 2, 2)), np.zeros((len(stretch), 2, 2))
+    # Along x, along y, and the symmetric shear, of (xx, xy, yx, yy).
+    symmetric = np.array([[1.0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 1, 0]])
+    for index, sums in enumerate(stretch):
+        uu, uv, vv = sums[4:7], sums[7:10], sums[10:13]
+        full = np.array(
+            [
+                [uu[0], uu[1], uv[0], uv[1]],
+                [uu[1], uu[2], uv[1], uv[2]],
+                [uv[0], uv[1], vv[0], vv[1]],
+                [uv[1], uv[2], vv[1], vv[2]],
+            ]
+        )
+        matrix = symmetric @ full @ symmetric.T
+        if not np.linalg.cond(matrix) < 1e12:
+            continue
+        x, y, shear = np.linalg.solve(matrix, symmetric @ sums[:4])
+        change[index] = [[x, shear], [shear, y]]
+        errors = np.sqrt(np.diag(np.linalg.inv(matrix)))
+        error[index] = [[errors[0], errors[2]], [errors[2], errors[1]]]
+    common = np.sum(particles * np.trace(change, axis1=1, axis2=2)) / max(np.sum(particles), 1) / 2
+    change -= common * np.eye(2)
+    return np.clip(groups.magnification + change, *_bounds()), error
+
+
+def _bounds() -> tuple[np.ndarray, np.ndarray]:
+    return np.eye(2) - LARGEST_STRETCH, np.eye(2) + LARGEST_STRETCH
