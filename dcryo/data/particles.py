@@ -118,11 +118,11 @@ def identities(particles: Particles) -> np.ndarray:
 
 
 def group_optics(values: Mapping[str, np.ndarray], n: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Optics groups of `n` particles that each have their own optics, `values` (n,) by name.
+    """Optics groups of `n` particles that each have their own optics, `values` (n, ...) by name.
 
     Returns the distinct optics (G,) in the order in which they first appear, and each particle's row in them.
     """
-    keys = np.stack([np.zeros(n), *values.values()], axis=1)
+    keys = np.concatenate([np.zeros((n, 1)), *(column.reshape(n, -1) for column in values.values())], axis=1)
     _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     first_rows = np.sort(first)
     rows = np.searchsorted(first_rows, first)[inverse.reshape(-1)]
@@ -146,8 +146,9 @@ def _checked(columns: Mapping[str, np.ndarray], fields: Mapping[str, Field], n: 
         array = np.asarray(values)
         if fields[name].dtype != "U" or array.dtype.kind != "U":
             array = array.astype(fields[name].dtype, copy=False)
-        if array.shape != (n, *fields[name].shape):
-            raise ValueError(f"column {name} has shape {array.shape}, expected {(n, *fields[name].shape)}")
+        wanted = (n, *fields[name].shape)
+        if len(array.shape) != len(wanted) or any(b not in (a, None) for a, b in zip(array.shape, wanted, strict=True)):
+            raise ValueError(f"column {name} has shape {array.shape}, expected {wanted}")
         checked[name] = array
     return checked
 

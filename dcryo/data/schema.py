@@ -22,7 +22,8 @@ class Field:
     written as, one per component; `star_also` is a label read in their place where they are absent. In a .cs
     file it is the field `cs` of type `cs_dtype`, and `cs_scale * (number in the file) + cs_offset` here.
     `values` says which numbers are accepted ("positive": finite and above 0); `lowest` and `highest` bound
-    integers.
+    integers. A `shape` of (None,) is a list of any length, one label in a STAR file, `[c0,c1,...]`: in a table of
+    several, shorter lists are followed by zeros.
     """
 
     name: str
@@ -30,7 +31,7 @@ class Field:
     dtype: str
     unit: str
     meaning: str
-    shape: tuple[int, ...] = ()
+    shape: tuple[int | None, ...] = ()
     star: tuple[str, ...] = ()
     star_also: str = ""
     cs: str = ""
@@ -135,6 +136,12 @@ FIELDS: tuple[Field, ...] = (
             star=("rlnMicrographOriginalPixelSize",), values="positive"),
     _optics("beam_tilt_x_mrad", "f8", "mrad", "beam tilt along x", star=("rlnBeamTiltX",)),
     _optics("beam_tilt_y_mrad", "f8", "mrad", "beam tilt along y", star=("rlnBeamTiltY",)),
+    _optics("odd_zernike", "f8", "rad", "odd aberrations, coefficients of Zernike polynomials of 1/A",
+            shape=(None,), star=("rlnOddZernike",)),
+    _optics("even_zernike", "f8", "rad", "even aberrations beside defocus and Cs, likewise",
+            shape=(None,), star=("rlnEvenZernike",)),
+    _optics("magnification", "f8", "", "matrix that takes frequencies of the image to those of the specimen",
+            shape=(2, 2), star=("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")),
 )
 # fmt: on
 

@@ -49,6 +49,21 @@ class Table:
             raise self.refused(label, row, expected(field))
         return values
 
+    def lists(self, field: Field, label: str) -> np.ndarray:
+        """A column of lists [c0,c1,...] as float64 (N, L), L numbers of the longest; shorter ones end in zeros."""
+        lists = []
+        for row, word in enumerate(self.raw(label).tolist()):
+            try:
+                if not (word.startswith(b"[") and word.endswith(b"]")):
+                    raise ValueError(word)
+                lists.append(np.array([float(number) for number in word[1:-1].split(b",") if number]))
+            except ValueError:
+                raise self.refused(label, row, "a list of numbers, [c0,c1,...]") from None
+            if first_refused(field, lists[-1][None]) is not None:
+                raise self.refused(label, row, f"{expected(field)} at every place")
+        longest = max(map(len, lists), default=0)
+        return np.stack([np.pad(one, (0, longest - len(one))) for one in lists] or [np.zeros(0)])[: len(lists)]
+
     def plain_fields(self, fields: Mapping[str, Field]) -> dict[str, np.ndarray]:
         """The fields that are here and need no conversion, by name."""
         found: dict[str, np.ndarray] = {}
@@ -60,6 +75,8 @@ class Table:
                 continue
             if field.dtype == "U":
                 found[field.name] = star_syntax.text(self.raw(labels[0]), f"{self.where}: _{labels[0]}")
+            elif field.shape == (None,):
+                found[field.name] = self.lists(field, labels[0])
             else:
                 values = np.stack([self.numbers(field, label) for label in labels], axis=1)
                 found[field.name] = values.reshape(len(self), *field.shape)
@@ -133,5 +150,12 @@ def plain_columns(table: str, columns: Mapping[str, np.ndarray]) -> Iterator[tup
     """The columns that need no conversion, as labels and values (N,), of a table of the schema."""
     for field in FIELDS:
         if field.table == table and field.name in columns and field.name not in _OWN_WAY and field.star:
+            if field.shape == (None,):
+                yield field.star[0], np.array([_listed(row) for row in columns[field.name].tolist()], dtype="U")
+                continue
             values = columns[field.name].reshape(-1, len(field.star))
             yield from ((label, values[:, i]) for i, label in enumerate(field.star))
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return "[" + ",".join(f"{number:.12g}" for number in numbers) + "]"

@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import tarfile
@@ -217,7 +218,33 @@ def test_columns_against_starfile(shared_data: Path) -> None:
     by_group = optics.set_index("rlnOpticsGroup")
     for name, label in (("pixel_size_A", "rlnImagePixelSize"), ("spherical_aberration_mm", "rlnSphericalAberration")):
         np.testing.assert_array_equal(found.optics_of(name), by_group[label][rows["rlnOpticsGroup"]])
-    assert found.optics_extra["rlnOddZernike"].tolist() == optics["rlnOddZernike"].tolist()
+    assert found.optics["odd_zernike"].tolist() == [json.loads(word) for word in optics["rlnOddZernike"]]
+
+
+def test_aberrations_of_relion_4(relion4_project: Path, tmp_path: Path) -> None:
+    for job in ("job023", "job024"):
+        found = star.read_particles(relion4_project / "CtfRefine" / job / "particles_ctf_refine.star")
+        star.write_particles(tmp_path / "again.star", found)
+        for particles in (found, star.read_particles(tmp_path / "again.star")):
+            optics = particles.optics
+            odd = [-0.238192150209, 0.0947790958988, 1.41916848821, 0, 0, -2.16360232922]
+            assert optics["odd_zernike"].tolist() == [odd]
+            assert optics["even_zernike"].shape == (1, 9) and optics["even_zernike"][0, 2] == -5.86316764036
+            assert optics["magnification"].tolist() == [[[1.002162, 0.001487], [0.001382, 0.998993]]]
+            assert (optics["beam_tilt_x_mrad"], optics["beam_tilt_y_mrad"]) == (0.025832, -0.21617)
+            assert not {"rlnOddZernike", "rlnEvenZernike", "rlnMagMat00"} & particles.optics_extra.keys()
+
+
+def test_lists_of_different_lengths_end_in_zeros(tmp_path: Path) -> None:
+    head = "data_optics\nloop_\n_rlnOpticsGroup\n_rlnOddZernike\n1 [1,2.5]\n2 {}\n3 []\n"
+    rows = "data_particles\nloop_\n_rlnImageName\n_rlnOpticsGroup\n1@a.mrcs 1\n"
+    path = tmp_path / "a.star"
+    path.write_text(head.format("[1,2,3]") + rows)
+    assert star.read_particles(path).optics["odd_zernike"].tolist() == [[1, 2.5, 0], [1, 2, 3], [0, 0, 0]]
+    for wrong in ("1,2", "[1,x]", "[1,nan]"):
+        path.write_text(head.format(wrong) + rows)
+        with pytest.raises(InputError, match=r"row 2, _rlnOddZernike"):
+            star.read_particles(path)
 
 
 def test_files_from_before_relion_31(shared_data: Path) -> None:
