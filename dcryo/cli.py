@@ -67,6 +67,7 @@ COMMANDS = (
     Entry("select", "jobs.select", "SelectOptions", "select_particles", "Keep good classes or particles."),
     Entry("abinitio", "jobs.abinitio", "AbinitioOptions", "abinitio", "Make first models from the particles alone."),
     Entry("refine", "jobs.refine", "RefineOptions", "refine", "Refine a map and poses, gold standard."),
+    Entry("ctfrefine", "jobs.ctfrefine", "CtfrefineOptions", "ctfrefine", "Refine defocus and aberrations."),
     Entry("reconstruct", "jobs.reconstruct", "ReconstructOptions", "reconstruct", "Maps from given poses."),
     Entry("align", "jobs.align", "AlignOptions", "align", "Bring a map onto another: rotation, shift, hand."),
     Entry("postprocess", "jobs.postprocess", "PostprocessOptions", "postprocess", "Mask, FSC and sharpening."),

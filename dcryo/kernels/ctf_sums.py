@@ -1,7 +1,8 @@
 """What the likelihood knows of errors of the CTF, as sums over Fourier pixels.
 
-With Y = X / v (white-on-dark image at its origin over the noise variance per real component), S the slice of a reference
-times the particle's envelope and scale, and the model C exp(i phi) S, the log-likelihood of a CTF is, up to a constant,
+With Y = X / v (white-on-dark image at its origin over the noise variance per real component), S the slice of a
+reference times the particle's envelope and scale, and the model C exp(i phi) S, the log-likelihood of a CTF is, up to a
+constant,
 
     sum Re(conj(S) Y exp(-i phi)) C - 1/2 |S|^2 C^2 / v,    C = -sin(gamma + delta),
 
@@ -20,7 +21,8 @@ from dcryo.kernels.interpolation import before_read, read_slope
 from dcryo.kernels.shells import HalfPlane
 from dcryo.kernels.slices import AHEAD, CACHED, locate, numbers, scale
 
-# With c = conj(S) Y and b = |S|^2 / v: c sin gamma and c cos gamma, real and imaginary; b cos 2 gamma, b sin 2 gamma, b.
+# With c = conj(S) Y and b = |S|^2 / v: c sin gamma and c cos gamma, real and imaginary; b cos 2 gamma, b sin 2 gamma
+# and b.
 PHASE_SUMS = 7
 # Parameters of one particle's CTF: change of defocus, and of astigmatism along x and along the diagonal (A), of the
 # phase shift (rad) and of the B factor (A^2), and the logarithm of its scale.
@@ -71,23 +73,23 @@ def empty(groups: int, pixels: int) -> CtfSums:
 def gather(
     sums: CtfSums,
     reference: np.ndarray,
+    optics: Optics,
+    pixels: HalfPlane,
+    shell_min: int,
+    box_px: int,
+    offsets_A: np.ndarray,
     rotations: np.ndarray,
     images: np.ndarray,
     inverse_variance: np.ndarray,
     table: np.ndarray,
     rates: np.ndarray,
     group: np.ndarray,
-    optics: Optics,
-    pixels: HalfPlane,
-    shell_min: int,
-    box_px: int,
-    offsets_A: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Add particles to the sums, in place; log-likelihood curves of their defocus, and their normal equations.
 
-    reference: from `slices.prepare`; rotations: (n, 3, 3); images: (n, P) complex64, X / v; inverse_variance: (n, shell_max + 1), 1 / v; table: (n, 7) from `ctf.phase_table`;
-    rates: (n, 2) from `rates`; group: (n,) int; shell_min: first shell that counts; offsets_A: (n, T), evenly spaced,
-    changes of the defocus.
+    reference: from `slices.prepare`, for frequencies M k too; rotations: (n, 3, 3); images: (n, P) complex64, X / v;
+    inverse_variance: (n, shell_max + 1), 1 / v; table: (n, 7) from `ctf.phase_table`; rates: (n, 2) from `rates`;
+    group: (n,) int; shell_min: first shell that counts; offsets_A: (n, T), evenly spaced, changes of the defocus.
 
     Returns curves (n, T) float32, up to a constant of each particle, and (n, NORMAL) float64.
     """
@@ -99,8 +101,8 @@ def gather(
     turns = np.asarray(rotations, dtype=np.float64) * scale(box_px)
     _gather(
         numbers(reference), reference.shape, np.ascontiguousarray(turns, dtype=np.float32), images,
-        np.ascontiguousarray(inverse_variance, dtype=np.float32), table, rates, np.asarray(group, dtype=np.int64), *optics,
-        pixels.kx, pixels.ky, pixels.start, shell_min, rings, np.ascontiguousarray(offsets_A[:, 0]), spacing,
+        np.ascontiguousarray(inverse_variance, dtype=np.float32), table, rates, np.asarray(group, dtype=np.int64),
+        *optics, pixels.kx, pixels.ky, pixels.start, shell_min, rings, np.ascontiguousarray(offsets_A[:, 0]), spacing,
         sums.phases, sums.stretch, sums.particles, curves, normal,
     )  # fmt: skip
     return curves, normal
@@ -120,7 +122,8 @@ def _gather(  # type: ignore[no-untyped-def]
         for shell in range(shell_min, len(start) - 1):
             _gather_shell(
                 volume, shape, turns[i], images[i], inverse[i, shell], table[i], rates[i], odd[g], cosine[g], sine[g],
-                across[g], down[g], kx, ky, start[shell], start[shell + 1], rings / largest, ring, phases[g], stretch[g], normal[i],
+                across[g], down[g], kx, ky, start[shell], start[shell + 1], rings / largest, ring, phases[g],
+                stretch[g], normal[i],
             )  # fmt: skip
         particles[g] += 1
         _curve(ring, rates[i, 0] * largest / rings, first_A[i], spacing_A[i], curves[i])

@@ -78,13 +78,9 @@ def fit(
         grown, _ = _climbed(sums[start:end], odd_basis[:, start:end], even_basis[:, start:end], grown)
     every = sums[start:], odd_basis[:, start:], even_basis[:, start:]
     before = _likelihood(*every, begun)
-    found, error = max(
-        (_climbed(*every, grown), _climbed(*every, begun)), key=lambda one: _likelihood(*every, one[0])
-    )
+    found, error = max((_climbed(*every, grown), _climbed(*every, begun)), key=lambda one: _likelihood(*every, one[0]))
     count = len(odd)
-    return PhaseFit(
-        found[:count], found[count:], error[:count], error[count:], _likelihood(*every, found) - before
-    )
+    return PhaseFit(found[:count], found[count:], error[:count], error[count:], _likelihood(*every, found) - before)
 
 
 def _likelihood(sums: np.ndarray, odd_basis: np.ndarray, even_basis: np.ndarray, coefficients: np.ndarray) -> float:
@@ -164,8 +160,8 @@ def left_over(
 
 
 def picture(values: np.ndarray, pixels: HalfPlane, box_px: int, parity: np.ndarray) -> np.ndarray:
-    """Real values (N, P) of the half plane as pictures (N, D, D), zero frequency in the middle; parity: (N,), 1 for even
-    functions, -1 for odd ones."""
+    """Real values (N, P) of the half plane as pictures (N, D, D), zero frequency in the middle; parity: (N,), 1 for
+    even functions, -1 for odd ones."""
     out = np.zeros((len(values), box_px, box_px))
     middle = box_px // 2
     inside = np.maximum(np.abs(pixels.kx), np.abs(pixels.ky)) < (box_px + 1) // 2

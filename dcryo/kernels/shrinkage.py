@@ -1,7 +1,7 @@
 """Estimates of many alike that share what the data say about their spread (empirical Bayes).
 
-A weak particle's own defocus, or a sparse micrograph's astigmatism, is drawn towards what its neighbours share, the more
-the less its images say. How far the true values spread is not given but is itself what makes the data most likely.
+A weak particle's own defocus, or a sparse micrograph's astigmatism, is drawn towards what its neighbours share, the
+more the less its images say. How far the true values spread is not given but is itself what makes the data most likely.
 """
 
 from typing import NamedTuple
@@ -35,7 +35,7 @@ def settle(curves: np.ndarray, group: np.ndarray, step: float) -> Settled:
     likelihood = np.exp((curves - curves.max(axis=1, keepdims=True))[order].astype(np.float64))
     apart = step * (np.arange(curves.shape[1])[:, None] - np.arange(curves.shape[1]))
     best, spread, means = -np.inf, 0.0, np.zeros(len(first))
-    for tried in _SPREADS_A[_SPREADS_A > step / 4]:
+    for tried in _SPREADS_A[step / 4 < _SPREADS_A]:
         prior = np.exp(-0.5 * (apart / tried) ** 2)
         marginal = np.log(likelihood @ (prior / prior.sum(axis=1).max()))
         of_group = np.add.reduceat(marginal, first, axis=0)

@@ -24,24 +24,24 @@ LARGEST_STRETCH = 0.03
 class Images(NamedTuple):
     """Images and what is known of them; first axis n.
 
-    images: (n, D, D) float32; group: optics group; norm divides the image; rotation (n, 3, 3), origin_px (n, 2): the
-    pose; table: (n, 7) from `ctf.phase_table`; rates: (n, 2) from `ctf_sums.rates`; offsets_A: (n, T), changes of the
-    defocus at which its likelihood is asked for.
+    images: (n, D, D) float32; offsets_A: (n, T), changes of the defocus at which its likelihood is asked for; group:
+    optics group; norm divides the image; rotation (n, 3, 3), origin_px (n, 2): the pose; table: (n, 7) from
+    `ctf.phase_table`; rates: (n, 2) from `ctf_sums.rates`.
     """
 
     images: np.ndarray
+    offsets_A: np.ndarray
     group: np.ndarray
     norm: np.ndarray
     rotation: np.ndarray
     origin_px: np.ndarray
     table: np.ndarray
     rates: np.ndarray
-    offsets_A: np.ndarray
 
 
 class OpticsGroups(NamedTuple):
-    """Aberrations of G optics groups. odd: (G, ODD) and even: (G, EVEN) coefficients (rad) as in `kernels.aberrations`;
-    magnification: (G, 2, 2); pixel_size_A: (G,)."""
+    """Aberrations of G optics groups. odd: (G, >= ODD) and even: (G, >= EVEN) coefficients (rad) as in
+    `kernels.aberrations`; magnification: (G, 2, 2); pixel_size_A: (G,)."""
 
     odd: np.ndarray
     even: np.ndarray
@@ -106,12 +106,9 @@ def learn(
     usable = np.isfinite(weighed.power).all(axis=1) & np.isfinite(batch.table).all(axis=1)
     curves = np.zeros(batch.offsets_A.shape, dtype=np.float32)
     normal = np.zeros((n, ctf_sums.NORMAL))
-    known = (
-        array[usable]
-        for array in (batch.rotation, weighed.data, inverse, batch.table, batch.rates, batch.group)
-    )
+    known = (array[usable] for array in (batch.rotation, weighed.data, inverse, batch.table, batch.rates, batch.group))
     curves[usable], normal[usable] = ctf_sums.gather(
-        sums, reference, *known, optics, pixels, within.shell_min, box, batch.offsets_A[usable]
+        sums, reference, optics, pixels, within.shell_min, box, batch.offsets_A[usable], *known
     )
     return curves, normal, usable
 
@@ -134,12 +131,12 @@ def fit_micrographs(
     micrograph: np.ndarray,
     wanted: Sequence[int],
     before: np.ndarray,
-    defocus_spread_A: float | None,
+    defocus: Settled | None,
 ) -> MicrographFit:
     """What the particles (n, NORMAL) of each micrograph (n,) have in common beside their defocus.
 
     wanted: which parameters of `ctf_sums`; before: (M, K), how far they are now from where they began, to which
-    micrographs of few particles are drawn back; defocus_spread_A: prior of each particle's defocus, which is free at
+    micrographs of few particles are drawn back; defocus: what was found of the particles' own, which then is free at
     the same time (eliminated from the equations); None where it is held.
     """
     every = np.concatenate(normal)
@@ -149,8 +146,8 @@ def fit_micrographs(
     matrix = np.zeros((len(every), PARAMETERS, PARAMETERS))
     matrix[:, rows, columns] = matrix[:, columns, rows] = every[:, PARAMETERS:]
     right, left = gradient[:, kept], matrix[:, kept[:, None], kept]
-    if defocus_spread_A is not None:
-        own = matrix[:, DEFOCUS, DEFOCUS] + 1 / max(defocus_spread_A, 1.0) ** 2
+    if defocus is not None:
+        own = matrix[:, DEFOCUS, DEFOCUS] + 1 / max(defocus.spread, 1.0) ** 2
         cross = matrix[:, DEFOCUS, kept] / own[:, None]
         right = right - cross * gradient[:, DEFOCUS, None]
         left = left - cross[:, :, None] * matrix[:, DEFOCUS, None, kept]
@@ -177,8 +174,9 @@ def fit_group(
     """Fit the coefficients of one optics group that are asked for to its sums (P, PHASE_SUMS); the others are held."""
     pixels = half_plane(within.shell_max)
     x, y = frequencies(groups, group, pixels, box_px)
-    odd_basis, even_basis = aberrations.odd_basis(ODD, x, y), aberrations.even_basis(EVEN, x, y)
-    free = np.zeros(ODD, dtype=bool), np.zeros(EVEN, dtype=bool)
+    odds, evens = groups.odd.shape[1], groups.even.shape[1]
+    odd_basis, even_basis = aberrations.odd_basis(odds, x, y), aberrations.even_basis(evens, x, y)
+    free = np.zeros(odds, dtype=bool), np.zeros(evens, dtype=bool)
     free[0][list(odd)], free[1][list(even)] = True, True
     held = (groups.odd[group] * ~free[0]) @ odd_basis, (groups.even[group] * ~free[1]) @ even_basis
     turned = phase_fit.turned(phases, *held)
@@ -186,7 +184,7 @@ def fit_group(
         turned, odd_basis[free[0]], even_basis[free[1]], groups.odd[group][free[0]], groups.even[group][free[1]],
         pixels, within.shell_min,
     )  # fmt: skip
-    columns = [groups.odd[group].copy(), groups.even[group].copy(), np.zeros(ODD), np.zeros(EVEN)]
+    columns = [groups.odd[group].copy(), groups.even[group].copy(), np.zeros(odds), np.zeros(evens)]
     for column, which, values in zip(columns, free * 2, found[:4], strict=True):
         column[which] = values
     fitted = columns[0] @ odd_basis, columns[1] @ even_basis
@@ -196,11 +194,14 @@ def fit_group(
     left = phase_fit.left_over(counted, *fitted, pixels, box_px, _SMOOTH_PX)
     shown = phase_fit.picture(np.stack(fitted), pixels, box_px, np.array([-1, 1]))
     return GroupFit(
-        PhaseFit(*columns, found.gain), np.stack([shown[0] + left[0], shown[0], shown[1] + left[1], shown[1]])
+        PhaseFit(columns[0], columns[1], columns[2], columns[3], found.gain),
+        np.stack([shown[0] + left[0], shown[0], shown[1] + left[1], shown[1]]),
     )
 
 
-def fit_magnification(stretch: np.ndarray, particles: np.ndarray, groups: OpticsGroups) -> tuple[np.ndarray, np.ndarray]:
+def fit_magnification(
+    stretch: np.ndarray, particles: np.ndarray, groups: OpticsGroups
+) -> tuple[np.ndarray, np.ndarray]:
     """Magnification matrices (G, 2, 2) from the sums of groups (G, STRETCH), and standard errors of their entries.
 
     By linear least squares on the gradient of the slices (Zivanov, Nakane & Scheres 2020, section 2.4). A turn of the
