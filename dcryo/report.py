@@ -19,6 +19,7 @@ import numpy as np
 
 from dcryo import (
     figures,
+    report_ctfrefine,
     report_mapmodel,
     report_micrographs,
     report_models,
@@ -43,6 +44,7 @@ PAGE = "report.html"
 TITLES = {
     "refine": "Gold-standard refinement",
     "reconstruct": "Reconstruction from given poses",
+    "ctfrefine": "CTF refinement",
     "simulate": "Simulation",
     "import": "Import of particles",
     "extract": "Extracted particles",
@@ -201,7 +203,7 @@ def write_report(run_dir: str | Path) -> Path:
         shown=source.shown.path.name if source.shown is not source else "",
         command=shlex.join(record.get("command", [])),
         again=[shlex.join(session["command"]) for session in record.get("resumed", [])],
-        result=_rows(report_validate.figures_of(record) if record["job"] == "validate" else record.get("result")),
+        result=_rows(_FIGURES_OF.get(record["job"], lambda own: own.get("result"))(record)),
         options=_rows(record["options"]),
         inputs=[(row["path"], _bytes(row["bytes"]), row["digest"], row["digest_of"]) for row in record["inputs"]],
         versions=_rows({**(record.get("versions") or {}), **(record.get("platform") or {})}),
@@ -324,6 +326,17 @@ def _of_job(
 
     section.__name__ = title
     return section
+
+
+def _aberrations(source: Source) -> Section | None:
+    rows = report_ctfrefine.aberrations(source.record) if source.record["job"] == "ctfrefine" else []
+    return Section("Aberrations", table=rows, wide=True) if rows else None
+
+
+# Figures of a run that its sections do not show.
+_FIGURES_OF: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "validate": report_validate.figures_of, "ctfrefine": report_ctfrefine.figures_of,
+}  # fmt: skip
 
 
 def _verdicts(source: Source) -> Section | None:
@@ -595,7 +608,10 @@ def _quarantined(source: Source) -> Section | None:
 
 
 SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
-    _what_is_wrong, _verdicts,
+    _what_is_wrong, _verdicts, _aberrations,
+    _of_job("ctfrefine", "Phases of optics groups", report_ctfrefine.phases, True),
+    _of_job("ctfrefine", "Changes of the defocus", report_ctfrefine.defocus_changes),
+    _of_job("ctfrefine", "Defocus over micrographs", report_ctfrefine.over_micrographs, True),
     _of_job("validate", "Refinement of noise", report_validate.noise),
     _of_job("validate", "Particles against resolution", report_validate.particles_against_resolution),
     _of_job("validate", "Particles that the map has never seen", report_validate.seen_and_unseen),

@@ -526,7 +526,7 @@ def _figures(job: _Job, begun: _State, state: _State) -> dict[str, Any]:
         "median_defocus_change_A": float(np.median(change)),
         "median_defocus_error_A": float(np.median(state.defocus_error_A)),
         "defocus_spread_A": state.spread_A,
-        "groups": _groups(job, state),
+        "largest_odd_phase_deg": max(one["odd_deg"] for one in _groups(job, state)),
     }
 
 
