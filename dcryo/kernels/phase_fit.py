@@ -73,12 +73,12 @@ def fit(
         ends.append(pixels.within(int(shell)))
         shell *= _GROWTH
     ends.append(len(pixels.kx))
-    grown = begun
+    grown, squares = begun, _squares(odd_basis, even_basis)
     for end in ends:
-        grown, _ = _climbed(sums[start:end], odd_basis[:, start:end], even_basis[:, start:end], grown)
+        grown, _ = _climbed(sums[start:end], odd_basis[:, start:end], even_basis[:, start:end], grown, squares)
     every = sums[start:], odd_basis[:, start:], even_basis[:, start:]
     before = _likelihood(*every, begun)
-    found, error = max((_climbed(*every, grown), _climbed(*every, begun)), key=lambda one: _likelihood(*every, one[0]))
+    found, error = max((_climbed(*every, grown, squares), _climbed(*every, begun, squares)), key=lambda one: _likelihood(*every, one[0]))
     count = len(odd)
     return PhaseFit(found[:count], found[count:], error[:count], error[count:], _likelihood(*every, found) - before)
 
@@ -88,10 +88,23 @@ def _likelihood(sums: np.ndarray, odd_basis: np.ndarray, even_basis: np.ndarray,
     return float(_local(sums, coefficients[:count] @ odd_basis, coefficients[count:] @ even_basis).value.sum())
 
 
+def _squares(odd_basis: np.ndarray, even_basis: np.ndarray) -> np.ndarray:
+    """The quadratic form (K, K) of coefficients that is their phases' mean square over the plane."""
+    count = len(odd_basis)
+    both = np.concatenate([odd_basis, even_basis])
+    out = both @ both.T / both.shape[1]
+    out[:count, count:] = out[count:, :count] = 0
+    return out
+
+
 def _climbed(
-    sums: np.ndarray, odd_basis: np.ndarray, even_basis: np.ndarray, coefficients: np.ndarray
+    sums: np.ndarray, odd_basis: np.ndarray, even_basis: np.ndarray, coefficients: np.ndarray, squares: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients at the next maximum, and their standard errors."""
+    """Coefficients at the next maximum, and their standard errors.
+
+    squares: from `_squares` of the whole plane. A step is as long as the pixels at hand say, but for where they say
+    nothing: there it is held back as if its phases over the plane were known to a radian.
+    """
     count, size = len(odd_basis), len(coefficients)
     matrix, value = np.zeros((size, size)), -np.inf
     if size == 0:
@@ -102,7 +115,7 @@ def _climbed(
         matrix[:count, :count] = (odd_basis * local.odd_curvature) @ odd_basis.T
         matrix[count:, count:] = (even_basis * local.even_curvature) @ even_basis.T
         value = float(local.value.sum())
-        step = _solved(matrix, gradient)
+        step = _solved(matrix + squares, gradient)
         for _ in range(_HALVINGS):
             if _likelihood(sums, odd_basis, even_basis, coefficients + step) >= value:
                 break

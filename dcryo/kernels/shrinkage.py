@@ -10,6 +10,8 @@ import numpy as np
 
 # Spreads that are tried, A.
 _SPREADS_A = np.geomspace(10.0, 1280.0, 15)
+# A likelihood that is as good as none, above what floating point can hold.
+_LEAST = 1e-290
 _ROUNDS = 200
 _CONVERGED = 1e-6
 
@@ -37,7 +39,7 @@ def settle(curves: np.ndarray, group: np.ndarray, step: float) -> Settled:
     best, spread, means = -np.inf, 0.0, np.zeros(len(first))
     for tried in _SPREADS_A[step / 4 < _SPREADS_A]:
         prior = np.exp(-0.5 * (apart / tried) ** 2)
-        marginal = np.log(likelihood @ (prior / prior.sum(axis=1).max()))
+        marginal = np.log(np.maximum(likelihood @ (prior / prior.sum(axis=1).max()), _LEAST))
         of_group = np.add.reduceat(marginal, first, axis=0)
         place, peak = _peaks(of_group)
         if peak.sum() > best:
@@ -89,11 +91,11 @@ def shrunk(
     are from those to shrink to; kinds: (K,) int, parameters of one kind have one spread. Spreads are found by
     expectation maximisation (Dempster, Laird & Rubin 1977). Returns changes (M, K) of the values now.
     """
-    size = np.sqrt(np.einsum("mkk->k", matrix) / max(len(matrix), 1))
+    count = np.bincount(kinds).astype(np.float64)
+    size = np.sqrt(np.bincount(kinds, weights=np.einsum("mkk->k", matrix)) / count / max(len(matrix), 1))[kinds]
     size = np.where(size > 0, size, 1)
     scaled, right = matrix / size / size[:, None], gradient / size
     kept = before * size
-    count = np.bincount(kinds).astype(np.float64)
     variance = np.full(len(count), 1e4)
     for _ in range(_ROUNDS):
         precision = scaled + np.diag(1 / variance[kinds])

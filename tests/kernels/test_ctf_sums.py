@@ -67,7 +67,7 @@ def slices_of(example, i, magnification=MAGNIFICATION):
 def likelihood(example, i, change=(0.0,) * PARAMETERS, odd=0.0, even=0.0, magnification=MAGNIFICATION):
     """Log-likelihood of particle i. change: of its parameters; odd, even: phases beside those of the group, (P,);
     magnification: where slices are read; the CTF stays where it was."""
-    group, (reference, _, images, inverse, _, _) = GROUP[i], example
+    group, images, inverse = GROUP[i], example[2], example[3]
     x, y = frequencies(group)
     u, v, angle = DEFOCUS[i]
     mean, vector = (u + v) / 2 + change[0], (u - v) / 2 * np.exp(2j * np.deg2rad(angle)) + change[1] + 1j * change[2]
