@@ -17,6 +17,9 @@ Lines = list[tuple[str, str]]
 LISTED = 5
 """Quarantined particles that are shown."""
 SHOWN_BLOCKS = 12
+# Fields of .cs files for what dcryo does not apply, since nothing says how their numbers are to be read.
+_CS_ABERRATIONS = ("ctf/shift_A", "ctf/tilt_A", "ctf/trefoil_A", "ctf/tetra_A", "ctf/anisomag")
+_ABERRATIONS = ("beam_tilt_x_mrad", "beam_tilt_y_mrad", "odd_zernike", "even_zernike", "magnification")
 
 
 def describe_path(path: Path) -> Lines:
@@ -133,12 +136,42 @@ def _map(path: Path) -> Lines:
     ]
 
 
+def aberrations_of_group(particles: Particles, row: int) -> str:
+    """The aberrations beside defocus and Cs of an optics group, in words; empty for none."""
+    told, optics = [], particles.optics
+    tilt = [float(optics[name][row]) if name in optics else 0.0 for name in _ABERRATIONS[:2]]
+    if any(tilt):
+        told.append(f"beam tilt {tilt[0]:g}, {tilt[1]:g} mrad")
+    for name, kind in (("odd_zernike", "odd"), ("even_zernike", "even")):
+        if name in optics and optics[name][row].any():
+            told.append(f"{kind} phases of {np.count_nonzero(optics[name][row])} Zernike polynomials")
+    matrix = optics["magnification"][row] if "magnification" in optics else np.eye(2)
+    if (matrix != np.eye(2)).any():
+        largest, smallest = np.linalg.svd(matrix, compute_uv=False)
+        told.append(f"magnification that differs by {100 * (largest / smallest - 1):.2g} % between two axes")
+    return ", ".join(told)
+
+
+def carried_aberrations(particles: Particles) -> list[str]:
+    """Names of a .cs file's aberrations that are not zero; they are carried along and not applied."""
+    return [
+        name
+        for key, texts in particles.extra.items()
+        if (name := key.split(" ")[0]) in _CS_ABERRATIONS
+        and any(float(number) for text in np.unique(texts).tolist() for number in text.split())
+    ]
+
+
 def _particles(particles: Particles) -> Lines:
     lines = []
     for row in range(particles.n_groups):
-        values = ", ".join(f"{name} {column[row]}" for name, column in particles.optics.items())
+        plain = {name: column for name, column in particles.optics.items() if name not in _ABERRATIONS}
+        values = ", ".join(f"{name} {column[row]}" for name, column in plain.items())
         count = np.count_nonzero(particles["optics_row"] == row)
         lines.append((f"optics group {row + 1}", f"{count} particles, {values}"))
+        lines.append(("  aberrations", aberrations_of_group(particles, row) or "none"))
+    carried = carried_aberrations(particles)
+    lines += [("  not applied", ", ".join(carried))] if carried else []
     stacks = np.unique(particles["image_path"])
     lines.append(("stacks", f"{len(stacks)}, the first {stacks[0]}" if len(stacks) else "none"))
     if "defocus_u_A" in particles and len(particles):

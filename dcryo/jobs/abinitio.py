@@ -284,7 +284,7 @@ def _with_poses(job: Job, made: Learned, order: np.ndarray) -> Particles:
     used[made.rows] = found.usable
     return job.data.particles.replace(
         rotation=made.rotation[back],
-        origin_A=found.origin_px[back] * to_A,
+        origin_A=job.data.origins_as_recorded(found.origin_px[back]) * to_A,
         class_number=place[made.model[back]] + 1,
         log_likelihood=found.log_evidence[back],
         max_probability=found.max_probability[back],

@@ -541,7 +541,7 @@ def _write(job: _Job, state: State, made: _Made, run: Run) -> Class2dResult:
     zero = np.zeros(len(psi_deg))
     particles = data.particles.take(used).replace(
         rotation=matrix_from_euler(zero, zero, psi_deg),
-        origin_A=(state.origin_px * data.ctf.pixel_size_A[:, None])[used],
+        origin_A=(data.origins_as_recorded(state.origin_px) * data.ctf.pixel_size_A[:, None])[used],
         class_number=numbers[used] + 1,
         log_likelihood=state.log_evidence[used],
         max_probability=state.max_probability[used],

@@ -1,7 +1,7 @@
 """What the jobs over particles share: a store made ready, its two halves, its mask, and how it is cut into shards."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +13,12 @@ from dcryo.data.particles import Particles, identities
 from dcryo.data.store import Store, open_store
 from dcryo.errors import InputError
 from dcryo.kernels import filters, masks
+from dcryo.kernels.aberrations import odd_coefficients
 from dcryo.kernels.ctf import ctf
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.rings import Rings
 from dcryo.kernels.shells import half_plane
+from dcryo.steps.aberrations import NO_ABERRATIONS, Aberrations, corrected
 from dcryo.steps.expectation import Batch
 
 # Images that a task reads and holds at once.
@@ -53,6 +55,11 @@ _PIXEL_SIZE_TOLERANCE = 2e-3
 _CTF_LARGEST = 1e4
 # Beyond these a number is no defocus (0.1 mm) or no fraction, but an error of units or of a file.
 _CTF_LIMITS = {"defocus_u_A": 1e6, "defocus_v_A": 1e6, "amplitude_contrast": 1.0}
+# Magnifications along two axes that differ by more than this factor are no microscope's.
+_MOST_ANISOTROPIC = 1.25
+_TILT = ("beam_tilt_x_mrad", "beam_tilt_y_mrad")
+# Names under which stores of earlier versions carried what is now read and honoured.
+_ONCE_CARRIED = ("rlnOddZernike", "rlnEvenZernike", "rlnMagMat00")
 
 
 def ctf_columns(particles: Particles, source: Path) -> CtfColumns:
@@ -83,17 +90,52 @@ def ctf_columns(particles: Particles, source: Path) -> CtfColumns:
     return columns
 
 
+def aberrations_of(particles: Particles, source: Path) -> dict[int, Aberrations]:
+    """The aberrations of optics groups that have any, by their row. InputError, naming the source, for a magnification
+    that no microscope has."""
+    optics, found = particles.optics, {}
+    nothing = np.zeros((particles.n_groups, 0))
+    for row in range(particles.n_groups):
+        odd = optics.get("odd_zernike", nothing)[row]
+        x, y = (
+            float(optics[name][row]) if name in optics else 0.0 for name in ("beam_tilt_x_mrad", "beam_tilt_y_mrad")
+        )
+        if x or y:
+            odd = odd_coefficients(odd, x, y, optics["spherical_aberration_mm"][row], optics["voltage_kV"][row])
+        even = optics.get("even_zernike", nothing)[row]
+        (a, b), (c, d) = _magnification(particles, row, source)
+        one = Aberrations(
+            tuple(odd.tolist()) if odd.any() else (), tuple(even.tolist()) if even.any() else (), ((a, b), (c, d))
+        )
+        if one != NO_ABERRATIONS:
+            found[row] = one
+    return found
+
+
+def _magnification(particles: Particles, row: int, source: Path) -> list[list[float]]:
+    matrix = particles.optics["magnification"][row] if "magnification" in particles.optics else np.eye(2)
+    largest, smallest = np.linalg.svd(matrix, compute_uv=False)
+    if np.linalg.det(matrix) <= 0 or not 1 / _MOST_ANISOTROPIC < smallest <= largest < _MOST_ANISOTROPIC:
+        raise InputError(
+            f"{source}: the magnification (rlnMagMat00, ...) of optics group {row + 1} is {matrix.tolist()}; expected "
+            "a matrix that is the identity but for a few percent. Correct it in the source and import that again"
+        )
+    return list(matrix.tolist())
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A store with what a job over its particles needs.
 
-    halves: (n,) int8, 1 or 2; has_poses: whether the store came with poses; rotation, origin_px: those, or identity
-    and zero.
+    aberrations: of optics groups that have any, by row; halves: (n,) int8, 1 or 2; has_poses: whether the store came
+    with poses; rotation, origin_px: those, or identity and zero. Origins are of images without aberrations, as
+    `Shard.read` gives them.
     """
 
     store: Store
     particles: Particles
     ctf: CtfColumns
+    aberrations: Mapping[int, Aberrations]
     halves: np.ndarray
     has_poses: bool
     rotation: np.ndarray
@@ -110,6 +152,20 @@ class Dataset:
 
     def rows_of(self, half: int) -> np.ndarray:
         return np.flatnonzero(self.halves == half)
+
+    def origins_as_recorded(self, origins: np.ndarray) -> np.ndarray:
+        """Origins (n, 2) of all particles in the images as they were recorded, which is where tables have them: the
+        way back of what `origin_px` went through. In any unit."""
+        recorded = origins
+        for rows, group in _rows_with(self.aberrations, self.groups):
+            if group.anisotropic:
+                recorded = np.where(rows[:, None], group.observed_origin(origins), recorded)
+        return recorded
+
+
+def _rows_with(aberrations: Mapping[int, Aberrations], group: np.ndarray) -> list[tuple[np.ndarray, Aberrations]]:
+    """The optics groups (n,) of particles that have aberrations: which particles are theirs, (n,) bool, and those."""
+    return [(group == row, one) for row, one in aberrations.items() if np.any(group == row)]
 
 
 def load_dataset(path: Path, seed: int) -> Dataset:
@@ -135,7 +191,11 @@ def load_dataset(path: Path, seed: int) -> Dataset:
     columns = ctf_columns(particles, path)
     origin_A = particles["origin_A"] if "origin_A" in particles else np.zeros((n, 2))
     origin_px = origin_A / columns.pixel_size_A[:, None]
-    return Dataset(store, particles, columns, halves, has_poses, rotation, origin_px)
+    aberrations = aberrations_of(particles, path)
+    for rows, group in _rows_with(aberrations, particles["optics_row"]):
+        if group.anisotropic:
+            origin_px[rows] = group.origin(origin_px[rows])
+    return Dataset(store, particles, columns, aberrations, halves, has_poses, rotation, origin_px)
 
 
 def rows_in_store(store: Store, particles: Particles, source: Path) -> np.ndarray:
@@ -156,6 +216,11 @@ def _check_optics(particles: Particles, path: Path) -> None:
             raise InputError(
                 f"{path}: {label} is set: the CTF was applied to these images already; expected images as recorded. "
                 "Extract them again without that"
+            )
+    for label in _ONCE_CARRIED:
+        if label in particles.optics_extra:
+            raise InputError(
+                f"{path}: was written by an earlier version, which did not honour its {label}; import its source again"
             )
     pixel_sizes = np.unique(particles.optics_of("pixel_size_A")) if "pixel_size_A" in particles.optics else np.ones(1)
     if pixel_sizes[-1] / pixel_sizes[0] > 1 + _PIXEL_SIZE_TOLERANCE:
@@ -268,6 +333,7 @@ class Shard:
     store: Store
     rows: np.ndarray
     ctf: CtfColumns
+    aberrations: Mapping[int, Aberrations]
     group: np.ndarray
     norm: np.ndarray
     scale: np.ndarray
@@ -278,21 +344,39 @@ class Shard:
     def transfer(self, some: slice) -> np.ndarray:
         """CTFs of a batch, (n, P) float32 on `half_plane(D // 2)`."""
         every = half_plane(self.store.box_px // 2)
-        return ctf(every.kx, every.ky, self.store.box_px, *(column[some] for column in self.ctf))
+        return self._ctf_at(some, every.kx, every.ky)
 
     def transfer_on_rings(self, some: slice, of: Rings) -> np.ndarray:
         """CTFs of a batch on rings, (angles / 2, n, R) float32. Rings of a smaller box with the same field of view will
         do: frequencies are in Fourier pixels."""
-        found = ctf(of.kx.ravel(), of.ky.ravel(), self.store.box_px, *(column[some] for column in self.ctf))
+        found = self._ctf_at(some, of.kx.ravel(), of.ky.ravel())
         return np.ascontiguousarray(np.swapaxes(found.reshape(-1, *of.kx.shape), 0, 1))
+
+    def _ctf_at(self, some: slice, kx: np.ndarray, ky: np.ndarray) -> np.ndarray:
+        """CTFs of a batch at frequencies (P,) in Fourier pixels, (n, P) float32: with even aberrations, and 0 where
+        nothing was recorded."""
+        box, columns = self.store.box_px, CtfColumns(*(column[some] for column in self.ctf))
+        values = ctf(kx, ky, box, *columns)
+        for rows, group in _rows_with(self.aberrations, self.group[some]):
+            if group.even:
+                of_group = CtfColumns(*(column[rows] for column in columns))
+                phase = group.even_phase(kx, ky, box * float(of_group.pixel_size_A[0]))
+                values[rows] = ctf(kx, ky, box, *of_group, even_phase_rad=phase)
+            if group.anisotropic:
+                values[np.ix_(rows, ~group.recorded(kx, ky, box))] = 0
+        return values
 
     def read(self, some: slice) -> tuple[Batch, dict[int, str]]:
         """A batch of the shard's images with their CTFs; and which of them cannot be used, as position -> reason.
 
-        Those are not a number, which every step leaves out.
+        Those are not a number, which every step leaves out. Here is where odd aberrations are taken off images and
+        their magnification is made even: no step after this one has to know of them.
         """
         read = self.store.read(self.rows[some])
         images, bad = read.images, dict(read.bad)
+        for rows, group in _rows_with(self.aberrations, self.group[some]):
+            if group.moves_images:
+                images[rows] = corrected(images[rows], group, float(self.ctf.pixel_size_A[some][rows][0]))
         values = self.transfer(some)
         largest = np.abs(values).max(axis=1)
         for position in np.flatnonzero(~(largest <= _CTF_LARGEST)).tolist():
@@ -340,7 +424,7 @@ def shard_rows(
     """A shard of some rows of a data set. The arrays, (n, ...), are those of all particles."""
     columns = CtfColumns(*(column[rows] for column in data.ctf))
     known = (array[rows] for array in (data.groups, norm, scale, rotation, origin_px, trusted))
-    return Shard(name, data.store, rows, columns, *known)
+    return Shard(name, data.store, rows, columns, data.aberrations, *known)
 
 
 def left_out_rows(data: Dataset, half: int, left_out: Iterable[dict[int, str]]) -> list[dict]:

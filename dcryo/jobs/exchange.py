@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from dcryo.data import cs, mrc, stacks, star
-from dcryo.data.contents import describe_path
+from dcryo.data.contents import aberrations_of_group, carried_aberrations, describe_path
 from dcryo.data.particles import Particles
 from dcryo.data.run import Run
 from dcryo.data.store import ImageType, Store, is_store, open_store
@@ -114,6 +114,12 @@ def import_particles(options: ImportOptions, *, progress: Callable[..., None] = 
     pixel_sizes_A = particles.optics_of("pixel_size_A")
     if len(np.unique(pixel_sizes_A)) > 1:
         progress("optics groups differ in pixel size: " + ", ".join(f"{p:g} A" for p in np.unique(pixel_sizes_A)))
+    carried = carried_aberrations(particles)
+    if carried:
+        progress(
+            f"{', '.join(carried)} are not zero: they are carried along, but not applied, since how cryoSPARC means "
+            "them is not known; import a STAR file where one can be had"
+        )
     scale = stacks.float16_scale(sources) if options.dtype == "float16" else 1.0
     inputs = [options.source, *options.passthrough]
     with Run.start(
@@ -183,6 +189,10 @@ def export_particles(options: ExportOptions, *, progress: Callable[..., None] = 
         particles = _pointing_to(stack, particles, left_out)
     elif options.out.suffix == ".star" and (particles.columns.get("image_sign", np.ones(1)) < 0).any():
         progress("particles are dark on white in their stacks, which STAR cannot say: give --stack to write them anew")
+    if options.out.suffix == ".cs" and any(aberrations_of_group(particles, row) for row in range(particles.n_groups)):
+        progress(
+            "the particles' aberrations (beam tilt, Zernike, magnification) are left out: write .star to keep them"
+        )
     writers[options.out.suffix](options.out, particles)
     return ExportResult(options.out, stack, len(particles), left_out)
 

@@ -377,7 +377,7 @@ def _write(job: _Job, state: State, made: em.Iteration, run: Run) -> RefineResul
     write_curves(out / "spectra.csv", box, pixel, spectra | {"signal": fsc.shell_power(merged * job.mask)})
     refined = job.data.particles.replace(
         rotation=state.rotation,
-        origin_A=state.origin_px * job.data.ctf.pixel_size_A[:, None],
+        origin_A=job.data.origins_as_recorded(state.origin_px) * job.data.ctf.pixel_size_A[:, None],
         half=job.data.halves,
         class_number=np.ones(len(state.norm), dtype=np.int32),
         norm_correction=state.norm,

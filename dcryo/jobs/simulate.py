@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,14 @@ from dcryo.jobs import simulate_movies
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
 from dcryo.jobs.simulate_movies import MovieOptions
 from dcryo.kernels import slices
+from dcryo.kernels.aberrations import odd_coefficients
 from dcryo.kernels.density import gaussian_density
 from dcryo.kernels.filters import pad_or_crop, resample_volume
 from dcryo.kernels.phantom import Phantom, phantom
+from dcryo.kernels.randomness import generator
 from dcryo.kernels.symmetry import operators
 from dcryo.steps import simulation
+from dcryo.steps.aberrations import Aberrations
 from dcryo.steps.simulation import Microscope, Truth
 
 PHANTOM = "phantom"
@@ -33,7 +36,11 @@ PILOT_IMAGES = 256
 STACK, MAP = "particles.mrcs", "truth.mrc"
 
 
-OF_PARTICLES = ("particles", "micrographs", "shift_sigma_px", "noise_bfactor_A2", "dtype")
+OF_PARTICLES = (
+    "particles", "micrographs", "shift_sigma_px", "noise_bfactor_A2", "dtype", "beam_tilt_x_mrad", "beam_tilt_y_mrad",
+    "trefoil", "trefoil_deg", "tetrafoil", "tetrafoil_deg", "anisotropy_percent", "anisotropy_deg", "defocus_error_A",
+    "ewald", "ewald_hand",
+)  # fmt: skip
 """Options that movies do not have."""
 
 
@@ -42,7 +49,8 @@ class SimulateOptions(OutOptions, ClusterOptions, SeedOptions, MovieOptions):
 
     Writes particles.mrcs, particles.star (optics and CTF, no poses), truth.star (poses, shifts and half sets
     too) and truth.mrc, the density whose projections are the signal, on the images' grey scale. Particles are
-    white on dark and the noise has variance 1.
+    white on dark and the noise has variance 1. Aberrations and, with an error of it, the true defocus are in
+    truth.star alone.
 
     With --movies it writes movies (raw counts of electrons, particles dark on white), gain.mrc (a raw frame times
     the gain is flat) and movies.star in place of particles; motion (each movie's track, as RELION writes it),
@@ -98,6 +106,26 @@ class SimulateOptions(OutOptions, ClusterOptions, SeedOptions, MovieOptions):
         le=1e4,
         description="preferred orientation: concentration (kappa) of the views about z; 0 is uniform",
     )
+    beam_tilt_x_mrad: float = Field(0.0, allow_inf_nan=False, description="beam tilt along x, as RELION means it")
+    beam_tilt_y_mrad: float = Field(0.0, allow_inf_nan=False, description="beam tilt along y")
+    trefoil: float = Field(0.0, allow_inf_nan=False, description="greatest odd phase of trefoil at Nyquist, rad")
+    trefoil_deg: float = Field(0.0, allow_inf_nan=False, description="direction of that phase, from x")
+    tetrafoil: float = Field(0.0, allow_inf_nan=False, description="greatest even phase of tetrafoil at Nyquist, rad")
+    tetrafoil_deg: float = Field(0.0, allow_inf_nan=False, description="direction of that phase, from x")
+    anisotropy_percent: float = Field(
+        0.0, ge=0, le=10, description="by how much the magnification differs between two axes, percent"
+    )
+    anisotropy_deg: float = Field(
+        0.0, allow_inf_nan=False, description="direction in which frequencies of the specimen are higher, from x"
+    )
+    defocus_error_A: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="standard deviation of the defocus of particles.star about the true one",
+    )
+    ewald: bool = Field(False, description="images feel the curvature of the Ewald sphere")
+    ewald_hand: int = Field(1, ge=-1, le=1, description="hand of that curvature, 1 or -1, as of reconstruct")
     dtype: Literal["float32", "float16"] = Field("float32", description="number format of the stack")
 
     @model_validator(mode="after")
@@ -108,6 +136,8 @@ class SimulateOptions(OutOptions, ClusterOptions, SeedOptions, MovieOptions):
             raise ValueError("symmetry and diameter are the phantom's; a map or an atomic model has its own")
         if self.assembly is not None and (self.model == PHANTOM or self.model.lower().endswith(MAP_ENDINGS)):
             raise ValueError("an assembly is built from an atomic model (.pdb, .cif)")
+        if self.ewald_hand == 0:
+            raise ValueError("ewald_hand is 1 or -1")
         fields = type(self).model_fields
         foreign = OF_PARTICLES if self.movies else [name for name in MovieOptions.model_fields if name != "movies"]
         given = [name for name in foreign if getattr(self, name) != fields[name].default]
@@ -220,7 +250,7 @@ def _particles(
         density = density * np.float32(_grey_scale(density, microscope, truth, options.snr))
         mrc.write_map(result.truth_map, density, pixel_size_A)
         _write_images(options, microscope, density, truth, progress)
-        _write_tables(result, microscope, truth, micrograph)
+        _write_tables(options, result, microscope, truth, micrograph)
         run.done({"particles": options.particles, "box_px": box_px, "pixel_size_A": pixel_size_A})
     return result
 
@@ -266,8 +296,44 @@ def _density_of_map(options: SimulateOptions) -> tuple[NDArray[np.float32], floa
 
 
 def _microscope(options: SimulateOptions, box_px: int, pixel_size_A: float) -> Microscope:
-    given = {name: getattr(options, name) for name in Microscope.__dataclass_fields__}
-    return Microscope(**(given | {"box_px": box_px, "pixel_size_A": pixel_size_A}))
+    made: dict[str, Any] = {
+        "box_px": box_px,
+        "pixel_size_A": pixel_size_A,
+        "aberrations": _aberrations(options, pixel_size_A),
+        "hand": options.ewald_hand if options.ewald else 0,
+    }
+    named = [name for name in Microscope.__dataclass_fields__ if name not in made]
+    return Microscope(**{name: getattr(options, name) for name in named}, **made)
+
+
+def _aberrations(options: SimulateOptions, pixel_size_A: float) -> Aberrations:
+    """A foil of n leaves is a phase that grows as k^n: the polynomials Z(n, n) and Z(n, -n)."""
+    foils, even, magnification = _foils(options, pixel_size_A)
+    optics = (options.spherical_aberration_mm, options.voltage_kV)
+    odd = odd_coefficients(foils, options.beam_tilt_x_mrad, options.beam_tilt_y_mrad, *optics)
+    (a, b), (c, d) = magnification.tolist()
+    return Aberrations(
+        tuple(odd.tolist()) if odd.any() else (), tuple(even.tolist()) if even.any() else (), ((a, b), (c, d))
+    )
+
+
+def _foils(
+    options: SimulateOptions, pixel_size_A: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Odd coefficients without the beam tilt, (6,), even ones, (9,), and the matrix of magnification."""
+    nyquist_1_A = 0.5 / pixel_size_A
+
+    def leaves(n: int, rad: float, angle_deg: float) -> NDArray[np.float64]:
+        angle = n * math.radians(angle_deg)
+        return rad / nyquist_1_A**n * np.array([math.sin(angle), math.cos(angle)])
+
+    odd, even = np.zeros(6), np.zeros(9)
+    odd[[2, 5]] = leaves(3, options.trefoil, options.trefoil_deg)
+    even[[4, 8]] = leaves(4, options.tetrafoil, options.tetrafoil_deg)
+    angle, half = math.radians(options.anisotropy_deg), options.anisotropy_percent / 200
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    magnification = turn @ np.diag([1 + half, 1 - half]) @ turn.T if half else np.eye(2)
+    return odd, even, magnification
 
 
 def _grey_scale(density: NDArray[np.float32], microscope: Microscope, truth: Truth, snr: float) -> float:
@@ -310,7 +376,13 @@ def _write_images(
             progress(f"simulated {start + len(part.half)} of {n} particles", end="\r")
 
 
-def _write_tables(result: SimulateResult, microscope: Microscope, truth: Truth, micrograph: NDArray[np.int64]) -> None:
+def _write_tables(
+    options: SimulateOptions,
+    result: SimulateResult,
+    microscope: Microscope,
+    truth: Truth,
+    micrograph: NDArray[np.int64],
+) -> None:
     n = len(micrograph)
     optics = {
         "name": np.array(["opticsGroup1"]),
@@ -333,6 +405,21 @@ def _write_tables(result: SimulateResult, microscope: Microscope, truth: Truth, 
         },
         optics=optics,
     )
-    star.write_particles(result.particles_star, blank, None)
+    wrong = {}
+    if options.defocus_error_A:
+        drawn = [generator(options.seed, "defocus error", i).standard_normal() for i in range(n)]
+        error_A = options.defocus_error_A * np.array(drawn)
+        wrong = {name: blank[name] + error_A for name in ("defocus_u_A", "defocus_v_A")}
+    star.write_particles(result.particles_star, blank.replace(**wrong), None)
     known = blank.replace(rotation=truth.rotation, origin_A=truth.origin_A, half=truth.half)
-    star.write_particles(result.truth_star, known, None)
+    star.write_particles(result.truth_star, known.replace_optics(**_optics_of_aberrations(options, microscope)), None)
+
+
+def _optics_of_aberrations(options: SimulateOptions, microscope: Microscope) -> dict[str, NDArray[np.float64]]:
+    """Columns (1, ...) of the optics table; none where there are no aberrations, so that tables are those of before."""
+    odd, even, magnification = _foils(options, microscope.pixel_size_A)
+    tilt = {name: getattr(options, name) for name in ("beam_tilt_x_mrad", "beam_tilt_y_mrad")}
+    columns = {name: np.array([value]) for name, value in tilt.items() if any(tilt.values())}
+    columns |= {"odd_zernike": odd[None]} if odd.any() else {}
+    columns |= {"even_zernike": even[None]} if even.any() else {}
+    return columns | ({"magnification": magnification[None]} if options.anisotropy_percent else {})

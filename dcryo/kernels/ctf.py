@@ -31,6 +31,7 @@ def ctf(
     phase_shift_deg: ArrayLike = 0.0,
     bfactor_A2: ArrayLike = 0.0,
     scale: ArrayLike = 1.0,
+    even_phase_rad: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float32]:
     """CTF of N particles at P Fourier pixels -> (N, P) float32.
 
@@ -42,14 +43,17 @@ def ctf(
         df(theta) = ((U + V) + (U - V) cos 2 (theta - angle)) / 2
 
     (Mindell and Grigorieff, J. Struct. Biol. 142, 2003, eqs. 1 to 4; the sign is such that particles are
-    white on dark and the CTF is positive near k = 0). gamma is computed in float64: it reaches thousands of
-    radians.
+    white on dark and the CTF is positive near k = 0). even_phase_rad, (P,), the same for all particles, is added to
+    gamma (`kernels.aberrations`). gamma is computed in float64: it reaches thousands of radians.
     """
     table = phase_table(
         box_px, pixel_size_A, defocus_u_A, defocus_v_A, defocus_angle_deg, voltage_kV, spherical_aberration_mm,
         amplitude_contrast, phase_shift_deg, bfactor_A2, scale,
     )  # fmt: skip
-    return _evaluate(np.asarray(kx, dtype=np.float64), np.asarray(ky, dtype=np.float64), table)
+    kx, ky = np.asarray(kx, dtype=np.float64), np.asarray(ky, dtype=np.float64)
+    if even_phase_rad is None:
+        return _evaluate(kx, ky, table)
+    return _evaluate_with(kx, ky, table, np.asarray(even_phase_rad, dtype=np.float64))
 
 
 def phase_table(
@@ -92,30 +96,57 @@ def phase_table(
 _SINE = tuple((-1) ** n * (2 * math.pi) ** (2 * n + 1) / math.factorial(2 * n + 1) for n in range(7))
 
 
+@njit(nogil=True, cache=True, inline="always")
+def _minus_sine(gamma, scale):  # type: ignore[no-untyped-def]
+    # Turns from the nearest crest of -sin, folded about it: -sin(gamma) = sin(2 pi t), |t| <= 1/4.
+    turns = gamma * (0.5 / math.pi) + 0.25
+    t = 0.25 - abs(turns - math.floor(turns + 0.5))
+    t2 = t * t
+    value = _SINE[6]
+    value = value * t2 + _SINE[5]
+    value = value * t2 + _SINE[4]
+    value = value * t2 + _SINE[3]
+    value = value * t2 + _SINE[2]
+    value = value * t2 + _SINE[1]
+    value = value * t2 + _SINE[0]
+    return scale * value * t
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _gamma(kx, ky, isotropic, along, across, quartic, offset):  # type: ignore[no-untyped-def]
+    """df(theta) k^2 is the quadratic form of the defocus tensor, so no angle is computed per pixel."""
+    x2, y2 = kx * kx, ky * ky
+    k2 = x2 + y2
+    return isotropic * k2 + along * (x2 - y2) + across * 2.0 * kx * ky + quartic * k2 * k2 + offset
+
+
 @njit(nogil=True, cache=True)
 def _evaluate(kx: np.ndarray, ky: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """df(theta) k^2 is the quadratic form of the defocus tensor, so no angle is computed per pixel."""
     out = np.empty((table.shape[0], kx.size), dtype=np.float32)
     for i in range(table.shape[0]):
         isotropic, along, across, quartic, offset, envelope, scale = table[i]
         # Without a branch or a call the loop becomes vector code.
         for p in range(kx.size):
-            x2, y2 = kx[p] * kx[p], ky[p] * ky[p]
-            k2 = x2 + y2
-            gamma = isotropic * k2 + along * (x2 - y2) + across * 2.0 * kx[p] * ky[p] + quartic * k2 * k2 + offset
-            # Turns from the nearest crest of -sin, folded about it: -sin(gamma) = sin(2 pi t), |t| <= 1/4.
-            turns = gamma * (0.5 / math.pi) + 0.25
-            t = 0.25 - abs(turns - math.floor(turns + 0.5))
-            t2 = t * t
-            value = _SINE[6]
-            value = value * t2 + _SINE[5]
-            value = value * t2 + _SINE[4]
-            value = value * t2 + _SINE[3]
-            value = value * t2 + _SINE[2]
-            value = value * t2 + _SINE[1]
-            value = value * t2 + _SINE[0]
-            out[i, p] = scale * value * t
-        if envelope != 0.0:
-            for p in range(kx.size):
-                out[i, p] *= math.exp(envelope * (kx[p] * kx[p] + ky[p] * ky[p]))
+            out[i, p] = _minus_sine(_gamma(kx[p], ky[p], isotropic, along, across, quartic, offset), scale)
+        _damp(kx, ky, envelope, out[i])
     return out
+
+
+@njit(nogil=True, cache=True)
+def _evaluate_with(kx: np.ndarray, ky: np.ndarray, table: np.ndarray, even: np.ndarray) -> np.ndarray:
+    """`_evaluate` with a phase (P,) added to every gamma."""
+    out = np.empty((table.shape[0], kx.size), dtype=np.float32)
+    for i in range(table.shape[0]):
+        isotropic, along, across, quartic, offset, envelope, scale = table[i]
+        for p in range(kx.size):
+            gamma = _gamma(kx[p], ky[p], isotropic, along, across, quartic, offset) + even[p]
+            out[i, p] = _minus_sine(gamma, scale)
+        _damp(kx, ky, envelope, out[i])
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _damp(kx, ky, envelope, out):  # type: ignore[no-untyped-def]
+    if envelope != 0.0:
+        for p in range(kx.size):
+            out[p] *= math.exp(envelope * (kx[p] * kx[p] + ky[p] * ky[p]))

@@ -36,8 +36,13 @@ SLOPES = WEIGHTS[:, :-1] * np.arange(_DEGREE, 0, -1)
 
 
 def padded_px(box_px: int) -> int:
-    """Side of the padded box, whose transform is sampled: the next even number of small prime factors."""
-    size = int(np.ceil(PADDING * box_px / 2)) * 2
+    """Side of the padded box, whose transform is sampled."""
+    return smooth_px(PADDING * box_px)
+
+
+def smooth_px(least_px: float) -> int:
+    """The next even number of small prime factors, which is quick to transform."""
+    size = int(np.ceil(least_px / 2)) * 2
     while not _smooth(size):
         size += 2
     return size

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcryo.euler import matrix_from_euler
-from dcryo.kernels import fft, slices
-from dcryo.kernels.ctf import ctf
+from dcryo.kernels import ewald, fft, slices
+from dcryo.kernels.aberrations import odd_phase
+from dcryo.kernels.ctf import ctf, wavelength_A
 from dcryo.kernels.filters import radius_px
 from dcryo.kernels.posterior import shift_phases
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import HalfPlane, half_plane, unpack
+from dcryo.steps.aberrations import NO_ABERRATIONS, Aberrations
 
 NOISE_FLOOR = 0.25
 
@@ -28,7 +30,8 @@ class Microscope:
     NOISE_FLOOR; 0 makes it white. astigmatism_A: standard deviation, over micrographs, of U - V before its
     sign is dropped. defocus_scatter_A: standard deviation of a particle's defocus about its micrograph's.
     preference: concentration kappa of the von Mises-Fisher distribution of viewing directions about the
-    volume's z axis; 0 is uniform.
+    volume's z axis; 0 is uniform. aberrations: those of all images; hand: 1 or -1 for images that feel the
+    curvature of the Ewald sphere (`kernels.ewald`), 0 for flat ones.
     """
 
     box_px: int
@@ -43,6 +46,25 @@ class Microscope:
     shift_sigma_px: float
     preference: float
     noise_bfactor_A2: float
+    aberrations: Aberrations = NO_ABERRATIONS
+    hand: int = 0
+
+    def ctf(self, truth: "Truth", kx: NDArray, ky: NDArray, phase_shift_deg: float = 0.0) -> NDArray[np.float32]:
+        """CTFs (n, P) of particles, with even aberrations, at frequencies (P,) in Fourier pixels."""
+        return ctf(
+            kx,
+            ky,
+            self.box_px,
+            self.pixel_size_A,
+            truth.defocus_u_A,
+            truth.defocus_v_A,
+            truth.defocus_angle_deg,
+            self.voltage_kV,
+            self.spherical_aberration_mm,
+            self.amplitude_contrast,
+            phase_shift_deg,
+            even_phase_rad=self.aberrations.even_phase(kx, ky, self.box_px * self.pixel_size_A),
+        )
 
 
 @dataclass(frozen=True)
@@ -117,23 +139,38 @@ def signal(prepared: NDArray[np.complex64], microscope: Microscope, truth: Truth
     """Noise-free images of n particles as packed transforms (n, P) complex64, on `image_pixels`.
 
     prepared: the density as `slices.prepare` gives it. An image is the sum of the density along z, shifted so
-    that the particle's centre lies at the box centre minus the origin, times the CTF.
+    that the particle's centre lies at the box centre minus the origin, times the CTF, and aberrated as the microscope
+    does it.
     """
-    pixels = image_pixels(microscope.box_px)
-    transforms = slices.extract(prepared, truth.rotation, pixels, microscope.box_px)
-    transforms *= shift_phases(pixels, -truth.origin_A / microscope.pixel_size_A, microscope.box_px, len(pixels.kx))
-    transforms *= ctf(
-        pixels.kx,
-        pixels.ky,
-        microscope.box_px,
-        microscope.pixel_size_A,
-        truth.defocus_u_A,
-        truth.defocus_v_A,
-        truth.defocus_angle_deg,
-        microscope.voltage_kV,
-        microscope.spherical_aberration_mm,
-        microscope.amplitude_contrast,
-    )
+    pixels, box = image_pixels(microscope.box_px), microscope.box_px
+    shifts = shift_phases(pixels, -truth.origin_A / microscope.pixel_size_A, box, len(pixels.kx))
+    if microscope.hand or microscope.aberrations != NO_ABERRATIONS:
+        return _aberrated(prepared, microscope, truth, pixels) * shifts
+    transforms = slices.extract(prepared, truth.rotation, pixels, box)
+    transforms *= shifts
+    transforms *= microscope.ctf(truth, pixels.kx, pixels.ky)
+    return transforms
+
+
+def _aberrated(
+    prepared: NDArray[np.complex64], microscope: Microscope, truth: Truth, pixels: HalfPlane
+) -> NDArray[np.complex64]:
+    """What images of particles at the origin show at their pixels, (n, P): the specimen at the frequencies M k, on
+    central slices or in two sidebands."""
+    box, aberrations = microscope.box_px, microscope.aberrations
+    x, y = np.array(aberrations.magnification) @ np.stack([pixels.kx, pixels.ky]).astype(np.float64)
+    transfer = microscope.ctf(truth, x, y)
+    if microscope.hand:
+        wavelength = float(wavelength_A(microscope.voltage_kV))
+        z = microscope.hand * ewald.heights_px(x, y, box, microscope.pixel_size_A, wavelength)
+        P = transfer + 1j * microscope.ctf(truth, x, y, phase_shift_deg=90.0)
+        transforms = P * ewald.extract(prepared, truth.rotation, x, y, -z, box)
+        transforms += np.conj(P) * ewald.extract(prepared, truth.rotation, x, y, z, box)
+        transforms /= 2
+    else:
+        transforms = transfer * ewald.extract(prepared, truth.rotation, x, y, np.zeros_like(x), box)
+    width_A = box * microscope.pixel_size_A
+    transforms *= np.exp(1j * odd_phase(aberrations.odd, x / width_A, y / width_A)).astype(np.complex64)
     return transforms
 
 
