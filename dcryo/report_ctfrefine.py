@@ -1,7 +1,7 @@
 """Sections of the report on refined CTFs: changes of the defocus, phases of optics groups, and their aberrations."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,33 @@ def aberrations(record: Mapping[str, Any]) -> list[list[str]]:
     groups = (record.get("result") or {}).get("groups") or []
     rows = []
     for one in groups:
-        tilt = f"{one['beam_tilt_x_mrad']:+.3f}, {one['beam_tilt_y_mrad']:+.3f} ± {one['beam_tilt_error_mrad']:.3f}"
-        trefoil = f"{one['trefoil_A']:.0f} ± {one['trefoil_error_A']:.0f} at {one['trefoil_angle_deg']:.0f}°"
-        tetrafoil = f"{one['tetrafoil_A'] / 1e4:.2f} ± {one['tetrafoil_error_A'] / 1e4:.2f}"
-        Cs = f"{one['spherical_aberration_change_mm']:+.3f} ± {one['spherical_aberration_error_mm']:.3f}"
-        stretch = f"{one['anisotropy_percent']:.2f} ± {one['magnification_error_percent']:.2f}"
-        stretch += f" at {one['anisotropy_angle_deg']:.0f}°"
-        rows.append([one["name"], f"{one['particles']:,}", tilt, f"{one['odd_deg']:.0f}", trefoil, tetrafoil, Cs,
-                     stretch])  # fmt: skip
+        tilt = (one["beam_tilt_x_mrad"], one["beam_tilt_y_mrad"]), one["beam_tilt_error_mrad"]
+        rows.append(
+            [
+                one["name"],
+                f"{one['particles']:,}",
+                _with_error("{:+.3f}, {:+.3f}", *tilt),
+                f"{one['odd_deg']:.0f}",
+                _with_error("{:.0f}", (one["trefoil_A"],), one["trefoil_error_A"], one["trefoil_angle_deg"]),
+                _with_error("{:.2f}", (one["tetrafoil_A"] / 1e4,), one["tetrafoil_error_A"] / 1e4,
+                            one["tetrafoil_angle_deg"]),
+                _with_error("{:+.3f}", (one["spherical_aberration_change_mm"],), one["spherical_aberration_error_mm"]),
+                _with_error("{:.2f}", (one["anisotropy_percent"],), one["magnification_error_percent"],
+                            one["anisotropy_angle_deg"]),
+            ]
+        )  # fmt: skip
     heading = ["optics group", "particles", "beam tilt x, y (mrad)", "odd phase at the resolution (°)", "trefoil (Å)",
                "tetrafoil (µm)", "change of Cs (mm)", "anisotropic magnification (%)"]  # fmt: skip
     return [heading, *rows] if rows else []
+
+
+def _with_error(form: str, values: Sequence[float], error: float, angle_deg: float | None = None) -> str:
+    """Values with their standard error, and the angle of an axis; in words where they were not fitted and are 0."""
+    if error == 0:
+        return form.format(*values) + ", not fitted" if any(values) else "not fitted"
+    digits = form.rpartition(".")[2].removesuffix("f}")
+    said = f"{form.format(*values)} ± {error:.{digits}f}"
+    return said if angle_deg is None else f"{said} at {angle_deg:.0f}°"
 
 
 def phases(path: Path, record: Mapping[str, Any]) -> tuple[str, str] | None:

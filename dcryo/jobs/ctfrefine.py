@@ -486,12 +486,14 @@ def _with_micrographs(job: _Job, state: _State, fitted: ctf_refinement.Micrograp
 
 def _with_groups(state: _State, fits: Sequence[GroupFit], magnified: tuple[np.ndarray, np.ndarray] | None) -> _State:
     magnification, error = magnified or (state.magnification, state.magnification_error)
+    even_error = np.stack([one.fit.even_error for one in fits])
     return replace(
         state,
         odd=np.stack([one.fit.odd for one in fits]),
         even=np.stack([one.fit.even for one in fits]),
         odd_error=np.stack([one.fit.odd_error for one in fits]),
-        even_error=np.stack([one.fit.even_error for one in fits]),
+        # Those of the last pass that fitted them.
+        even_error=even_error if even_error.any() else state.even_error,
         magnification=magnification,
         magnification_error=error,
         pictures=np.stack([one.pictures for one in fits]).astype(np.float32),

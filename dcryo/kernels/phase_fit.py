@@ -78,7 +78,8 @@ def fit(
         grown, _ = _climbed(sums[start:end], odd_basis[:, start:end], even_basis[:, start:end], grown, squares)
     every = sums[start:], odd_basis[:, start:], even_basis[:, start:]
     before = _likelihood(*every, begun)
-    found, error = max((_climbed(*every, grown, squares), _climbed(*every, begun, squares)), key=lambda one: _likelihood(*every, one[0]))
+    ways = _climbed(*every, grown, squares), _climbed(*every, begun, squares)
+    found, error = max(ways, key=lambda way: _likelihood(*every, way[0]))
     count = len(odd)
     return PhaseFit(found[:count], found[count:], error[:count], error[count:], _likelihood(*every, found) - before)
 

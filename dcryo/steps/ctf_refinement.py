@@ -17,6 +17,8 @@ ODD, EVEN = 6, 9
 BEAM_TILT, TREFOIL = (3, 4), (2, 5)
 # Neighbours over which phases are averaged for the eye.
 _SMOOTH_PX = 2.0
+# A CTF is at most 1, times the particle's scale and envelope.
+_LARGEST_CTF = 1e4
 # A magnification further off than this is no distortion but a wrong pixel size, and would leave the reference.
 LARGEST_STRETCH = 0.03
 
@@ -103,7 +105,10 @@ def learn(
         transforms = fft.rfft2(batch.images)
     one = np.ones((n, len(pixels.kx)), dtype=np.float32)
     weighed = posterior.weigh(transforms, batch.norm, one, inverse, batch.origin_px, pixels, pixels)
-    usable = np.isfinite(weighed.power).all(axis=1) & np.isfinite(batch.table).all(axis=1)
+    highest = (within.shell_max + 1.0) ** 2
+    with np.errstate(over="ignore", invalid="ignore"):
+        largest = np.abs(batch.table[:, 6]) * np.exp(np.maximum(batch.table[:, 5] * highest, 0))
+    usable = np.isfinite(weighed.power).all(axis=1) & np.isfinite(batch.table).all(axis=1) & (largest <= _LARGEST_CTF)
     curves = np.zeros(batch.offsets_A.shape, dtype=np.float32)
     normal = np.zeros((n, ctf_sums.NORMAL))
     known = (array[usable] for array in (batch.rotation, weighed.data, inverse, batch.table, batch.rates, batch.group))
@@ -150,13 +155,18 @@ def fit_micrographs(
         own = matrix[:, DEFOCUS, DEFOCUS] + 1 / max(defocus.spread, 1.0) ** 2
         cross = matrix[:, DEFOCUS, kept] / own[:, None]
         right = right - cross * gradient[:, DEFOCUS, None]
-        left = left - cross[:, :, None] * matrix[:, DEFOCUS, None, kept]
+        left = left - cross[:, :, None] * matrix[:, DEFOCUS][:, None, kept]
     sums = np.zeros((len(before), len(kept))), np.zeros((len(before), len(kept), len(kept)))
     np.add.at(sums[0], micrograph, right)
     np.add.at(sums[1], micrograph, left)
     kinds = {ASTIGMATISM: 0, DIAGONAL: 0, PHASE_SHIFT: 1, BFACTOR: 2, SCALE: 3}
     numbers = np.unique([kinds[one] for one in wanted], return_inverse=True)[1]
-    return MicrographFit(*shrinkage.shrunk(*sums, before, numbers))
+    change, spread = shrinkage.shrunk(*sums, before, numbers)
+    # An envelope that all have in common is the map's.
+    share = np.bincount(micrograph, minlength=len(before)) / len(micrograph)
+    of_map = np.isin(kept, (BFACTOR, SCALE))
+    change[:, of_map] -= share @ change[:, of_map]
+    return MicrographFit(change, spread)
 
 
 class GroupFit(NamedTuple):
