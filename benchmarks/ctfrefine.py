@@ -9,6 +9,7 @@ and a refinement that knows the truth. Each step is kept; what is there is not d
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import measured
@@ -106,25 +107,19 @@ def relion(work: Path) -> dict:
             (work / "refine0" / f"half{half}.mrc").read_bytes()
         )
     pixel = mrc.read_map(work / "refine0" / "map.mrc").voxel_size_A
-    commands = [
-        f"relion_postprocess --i relion_half1_class001_unfil.mrc --mask refine0/mask.mrc --angpix {pixel} --o relion_post",
-    ]
-    common = "--f relion_post.star --m1 relion_half1_class001_unfil.mrc --m2 relion_half2_class001_unfil.mrc "
-    common += "--mask refine0/mask.mrc --j 2"
-    source = "relion_in.star"
-    for step, fits in enumerate(
-        ("--fit_aniso --kmin_mag 30", "--fit_defocus --kmin_defocus 30 --fit_mode fpmfm",
-         "--fit_beamtilt --kmin_tilt 30 --odd_aberr_max_n 3", "--fit_aniso --kmin_mag 30",
-         "--fit_defocus --kmin_defocus 30 --fit_mode fpmfm")
-    ):  # fmt: skip
+    common = "--m1 relion_half1_class001_unfil.mrc --m2 relion_half2_class001_unfil.mrc --mask refine0/mask.mrc"
+    post = "relion_postprocess --i relion_half1_class001_unfil.mrc --mask refine0/mask.mrc --o relion_post"
+    commands, source = [f"{post} --angpix {pixel}"], "relion_in.star"
+    stretch, defocus = "--fit_aniso --kmin_mag 30 --keep_astig", "--fit_defocus --kmin_defocus 30 --fit_mode fpfff"
+    tilt = "--fit_beamtilt --kmin_tilt 30 --odd_aberr_max_n 3"
+    for step, fits in enumerate((stretch, defocus, tilt, stretch, defocus)):
         (work / f"relion{step}").mkdir(exist_ok=True)
-        commands.append(f"relion_ctf_refine --i {source} {common} --o relion{step}/ {fits}")
+        commands.append(f"relion_ctf_refine --i {source} --f relion_post.star {common} --j 2 --o relion{step}/ {fits}")
         source = f"relion{step}/particles_ctf_refine.star"
-    costs = [
-        measured.once(work / f"relion_step{step}.json", lambda words=command.split(), step=step: measured.run(
-            words, work, f"relion_step{step}.log"))
-        for step, command in enumerate(commands)
-    ]  # fmt: skip
+    costs = []
+    for step, command in enumerate(commands):
+        words, log = command.split(), f"relion_step{step}.log"
+        costs.append(measured.once(work / f"relion_step{step}.json", partial(measured.run, words, work, log)))
     return {"cpu_s": sum(one["cpu_s"] for one in costs[1:]), **errors(work, work / source)}
 
 
@@ -147,7 +142,9 @@ def main() -> None:
     maps["before"] = agreement(work, "refine0")
     for number in range(1, given.rounds + 1):
         costs[number] = dcryo(
-            work, f"ctf{number}", f"ctfrefine refine{number - 1} --magnification --workers 2 --out ctf{number}"
+            work,
+            f"ctf{number}",
+            f"ctfrefine refine{number - 1} --magnification --keep-astigmatism --workers 2 --out ctf{number}",
         )["cpu_s"]
         found[f"round {number}"] = errors(work, work / f"ctf{number}" / "particles.star")
         refined(work, f"refine{number}", f"ctf{number}/particles.zarr")

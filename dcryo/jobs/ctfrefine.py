@@ -63,6 +63,11 @@ class CtfrefineOptions(OutOptions, ClusterOptions):
         False, description="fit even aberrations of each optics group to fourth order: tetrafoil, spherical aberration"
     )
     magnification: bool = Field(False, description="fit the anisotropic magnification of each optics group")
+    keep_astigmatism: bool = Field(
+        False,
+        description="with --magnification: the table's astigmatism was not measured in images so distorted, and is not "
+        "carried over to the new magnification",
+    )
     lowest_resolution_A: float = Field(
         30.0, gt=0, allow_inf_nan=False, description="coarser resolution is left out of the fits"
     )
@@ -330,7 +335,8 @@ def _pass(job: _Job, begun: _State, state: _State, cluster: Cluster) -> tuple[_S
             name="defocus",
         )
     if wanted:
-        before = _of_micrographs(job, begun, state)[:, wanted]
+        first = _carried_over(job, begun.magnification, replace(begun, magnification=state.magnification))
+        before = _of_micrographs(job, first, state)[:, wanted]
         fitted = graph.call(
             ctf_refinement.fit_micrographs, normal, micrograph, wanted, before, settled, name="micrographs"
         )
@@ -350,10 +356,20 @@ def _pass(job: _Job, begun: _State, state: _State, cluster: Cluster) -> tuple[_S
             for position, reason in of_piece.items()}  # fmt: skip
     usable = state.usable.copy()
     usable[list(rows)] = False
+    before = state.magnification
     state = replace(state, number=number, usable=usable)
-    return _with_groups(
-        _with_micrographs(job, _with_defocus(job, begun, state, settled), fitted), fits, magnified
-    ), rows
+    state = _with_micrographs(job, _with_defocus(job, begun, state, settled), fitted)
+    return _carried_over(job, before, _with_groups(state, fits, magnified)), rows
+
+
+def _carried_over(job: _Job, before: np.ndarray, state: _State) -> _State:
+    """The state with its defocus and astigmatism meaning the same after a change of magnification."""
+    if job.options.keep_astigmatism or np.array_equal(before, state.magnification):
+        return state
+    defocus, astigmatism = ctf_refinement.carried_over(
+        state.defocus_A, state.astigmatism_A, before[job.group], state.magnification[job.group]
+    )
+    return replace(state, defocus_A=defocus, astigmatism_A=astigmatism)
 
 
 def _write_reference(refined: Refined, half: int, within: Range, scratch: Path) -> Path:
@@ -536,7 +552,7 @@ def _write(job: _Job, begun: _State, state: _State, run: Run) -> CtfrefineResult
     options, particles = job.options, job.refined.particles
     change = state.defocus_A - begun.defocus_A
     columns: dict[str, np.ndarray] = {}
-    if options.astigmatism:
+    if not np.array_equal(state.astigmatism_A, begun.astigmatism_A):
         columns |= dict(zip(("defocus_u_A", "defocus_v_A", "defocus_angle_deg"), _axes(state), strict=True))
         columns["defocus_angle_deg"] = columns["defocus_angle_deg"] % 180
     elif options.defocus != "no":

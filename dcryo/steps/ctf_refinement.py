@@ -216,11 +216,11 @@ def fit_magnification(
 
     By linear least squares on the gradient of the slices (Zivanov, Nakane & Scheres 2020, section 2.4). A turn of the
     frequencies is a turn of all poses, and a stretch that all groups have in common is one of the map: neither can be
-    told, and both are left out.
+    told, and both are fitted and then left out.
     """
     change, error = np.zeros((len(stretch), 2, 2)), np.zeros((len(stretch), 2, 2))
-    # Along x, along y, and the symmetric shear, of (xx, xy, yx, yy).
-    symmetric = np.array([[1.0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 1, 0]])
+    # From changes (xx, xy, yx, yy) to those along x, along y, and the symmetric shear.
+    symmetric = np.array([[1.0, 0, 0, 0], [0, 0, 0, 1], [0, 0.5, 0.5, 0]])
     for index, sums in enumerate(stretch):
         uu, uv, vv = sums[4:7], sums[7:10], sums[10:13]
         full = np.array(
@@ -231,16 +231,32 @@ def fit_magnification(
                 [uv[1], uv[2], vv[1], vv[2]],
             ]
         )
-        matrix = symmetric @ full @ symmetric.T
-        if not np.linalg.cond(matrix) < 1e12:
+        if not np.linalg.cond(full) < 1e12:
             continue
-        x, y, shear = np.linalg.solve(matrix, symmetric @ sums[:4])
+        covariance = np.linalg.inv(full)
+        x, y, shear = symmetric @ covariance @ sums[:4]
         change[index] = [[x, shear], [shear, y]]
-        errors = np.sqrt(np.diag(np.linalg.inv(matrix)))
+        errors = np.sqrt(np.diag(symmetric @ covariance @ symmetric.T))
         error[index] = [[errors[0], errors[2]], [errors[2], errors[1]]]
     common = np.sum(particles * np.trace(change, axis1=1, axis2=2)) / max(np.sum(particles), 1) / 2
     change -= common * np.eye(2)
     return np.clip(groups.magnification + change, *_bounds()), error
+
+
+def carried_over(
+    defocus_A: np.ndarray, astigmatism_A: np.ndarray, before: np.ndarray, after: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Defocus (n,) and astigmatism (n, 2) that make of a new magnification the same CTF in the image.
+
+    The defocus is a quadratic form of the specimen's frequency: (M k)^T D (M k), D = ((z + a, b), (b, z - a)) for a
+    mean z and an astigmatism (a, b). before, after: (n, 2, 2), the magnifications M of each particle's group.
+    """
+    a, b = astigmatism_A.T
+    form = np.stack([np.stack([defocus_A + a, b], axis=1), np.stack([b, defocus_A - a], axis=1)], axis=1)
+    turn = before @ np.linalg.inv(after)
+    form = np.swapaxes(turn, 1, 2) @ form @ turn
+    along, across = (form[:, 0, 0] - form[:, 1, 1]) / 2, (form[:, 0, 1] + form[:, 1, 0]) / 2
+    return np.trace(form, axis1=1, axis2=2) / 2, np.stack([along, across], axis=1)
 
 
 def _bounds() -> tuple[np.ndarray, np.ndarray]:

@@ -41,7 +41,7 @@ class Given:
         return sum(particles[name] - own[name] for name in ("defocus_u_A", "defocus_v_A")) / 2
 
     def ctfrefined(self, out: Path, run: Path | None = None, **options: object) -> CtfrefineResult:
-        given = {"run": run or self.run, "workers": 2} | options
+        given = {"run": run or self.run, "workers": 2, "keep_astigmatism": True} | options
         return ctfrefine(CtfrefineOptions(out=out, **given), progress=tiny.quiet)
 
 
@@ -119,7 +119,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(
         if line.startswith("pass 2"):
             raise KeyboardInterrupt
 
-    options = {"run": given.run, "out": tmp_path / "out", "magnification": True, "workers": 2}
+    options = {"run": given.run, "out": tmp_path / "out", "magnification": True, "keep_astigmatism": True, "workers": 2}
     with pytest.raises(KeyboardInterrupt):
         ctfrefine(CtfrefineOptions(**options), progress=interrupting)
     lines: list[str] = []
