@@ -536,7 +536,8 @@ def _orientations(source: Source) -> Section | None:
     particles = source.particles
     if particles is None or "rotation" not in particles or len(particles) == 0 or source.record["job"] == "class2d":
         return None
-    name = str(source.record["options"].get("symmetry") or "C1")
+    of_result = (source.record.get("result") or {}).get("symmetry")
+    name = str(source.record["options"].get("symmetry") or of_result or "C1")
     words = f"Viewing directions of {len(particles):,} particles"
     words += f", with their {name.upper()} mates" if name.upper() != "C1" else ""
     words += ". Latitude is the tilt (90° on the equator), longitude the rot angle (0° in the middle)."

@@ -583,6 +583,7 @@ def _write(job: _Job, begun: _State, state: _State, run: Run) -> CtfrefineResult
     run.done(
         {
             "particles": int(state.usable.sum()),
+            "symmetry": job.refined.options["symmetry"],
             "median_defocus_change_A": float(np.median(np.abs(change))),
             "median_defocus_error_A": float(np.median(state.defocus_error_A)),
             "defocus_spread_A": state.spread_A,
