@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from dcryo.report import write_report
 
 __all__ = [
-    "AbinitioOptions", "AlignOptions", "Class2dOptions", "CtfOptions", "CtfrefineOptions", "DemoOptions", "DepositOptions",
-    "DirectionalOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions", "LocalResolutionOptions",
-    "MapModelOptions", "MotionOptions", "PickOptions", "PostprocessOptions", "ReconstructOptions", "RefineOptions",
-    "SelectOptions", "SimulateOptions", "ValidateOptions", "abinitio", "align", "class2d", "ctf", "ctfrefine", "demo", "deposit",
-    "directional_resolution", "export_particles", "extract", "fsc_of_maps", "import_particles", "localres", "mapmodel",
-    "motion", "open", "pick", "postprocess", "reconstruct", "refine", "select_particles", "simulate", "validate",
-    "write_report",
+    "AbinitioOptions", "AlignOptions", "Class2dOptions", "CtfOptions", "CtfrefineOptions", "DemoOptions",
+    "DepositOptions", "DirectionalOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions",
+    "LocalResolutionOptions", "MapModelOptions", "MotionOptions", "PickOptions", "PostprocessOptions",
+    "ReconstructOptions", "RefineOptions", "SelectOptions", "SimulateOptions", "ValidateOptions", "abinitio",
+    "align", "class2d", "ctf", "ctfrefine", "demo", "deposit", "directional_resolution", "export_particles",
+    "extract", "fsc_of_maps", "import_particles", "localres", "mapmodel", "motion", "open", "pick", "postprocess",
+    "reconstruct", "refine", "select_particles", "simulate", "validate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
