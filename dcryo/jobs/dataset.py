@@ -12,13 +12,14 @@ from dcryo.data import mrc
 from dcryo.data.particles import Particles, identities
 from dcryo.data.store import Store, open_store
 from dcryo.errors import InputError
-from dcryo.kernels import filters, masks
+from dcryo.kernels import ewald, filters, masks
 from dcryo.kernels.aberrations import odd_coefficients
-from dcryo.kernels.ctf import ctf
+from dcryo.kernels.ctf import ctf, wavelength_A
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.rings import Rings
 from dcryo.kernels.shells import half_plane
 from dcryo.steps.aberrations import NO_ABERRATIONS, Aberrations, corrected
+from dcryo.steps.ewald import Sidebands
 from dcryo.steps.expectation import Batch
 
 # Images that a task reads and holds at once.
@@ -352,10 +353,21 @@ class Shard:
         found = self._ctf_at(some, of.kx.ravel(), of.ky.ravel())
         return np.ascontiguousarray(np.swapaxes(found.reshape(-1, *of.kx.shape), 0, 1))
 
-    def _ctf_at(self, some: slice, kx: np.ndarray, ky: np.ndarray) -> np.ndarray:
+    def sidebands(self, some: slice, hand: int, diameter_A: float) -> Sidebands:
+        """What a batch's images show of a particle so thick that the Ewald sphere is not flat; hand: 1 or -1."""
+        every, box, optics = half_plane(self.store.box_px // 2), self.store.box_px, self.ctf
+        pixel_A = optics.pixel_size_A[some]
+        # cos(gamma) = -sin(gamma - pi / 2), and a phase shift is taken off gamma.
+        P = self.transfer(some) + 1j * self._ctf_at(some, every.kx, every.ky, quarter=True)
+        curvature = ewald.curvature_per_px(wavelength_A(optics.voltage_kV[some]), box, pixel_A)
+        return Sidebands(P, hand * curvature, diameter_A / self.store.pixel_size_A)
+
+    def _ctf_at(self, some: slice, kx: np.ndarray, ky: np.ndarray, quarter: bool = False) -> np.ndarray:
         """CTFs of a batch at frequencies (P,) in Fourier pixels, (n, P) float32: with even aberrations, and 0 where
-        nothing was recorded."""
+        nothing was recorded; or, a quarter of a turn away, cos(gamma) in place of -sin(gamma)."""
         box, columns = self.store.box_px, CtfColumns(*(column[some] for column in self.ctf))
+        if quarter:
+            columns = columns._replace(phase_shift_deg=columns.phase_shift_deg + 90)
         values = ctf(kx, ky, box, *columns)
         for rows, group in _rows_with(self.aberrations, self.group[some]):
             if group.even:

@@ -61,10 +61,12 @@ def maximisation_bytes(box_px: int, operators: int) -> int:
     return _FIXED + max(12 * copies * voxels, (12 + 8 + 8 + 8 + 4) * voxels + 18 * box_px**3)
 
 
-def back_projection_bytes(box_px: int) -> int:
-    """Peak of a task that back-projects given poses up to the Nyquist shell: its sums and one batch of images."""
+def back_projection_bytes(box_px: int, curved: bool = False) -> int:
+    """Peak of a task that back-projects given poses up to the Nyquist shell: its sums and one batch of images; curved:
+    with the two sidebands of each."""
     every = len(half_plane(box_px // 2).kx)
     image = 4 * box_px**2 + 8 * box_px * (box_px // 2 + 1) + (4 * 8 + 4 * 4) * every
+    image += (8 + 8 + 4) * every if curved else 0
     return 12 * _voxels(box_px // 2, box_px) + BATCH * image
 
 

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dcryo import graph
 from dcryo.cluster import check_kind, connect
@@ -17,7 +18,7 @@ from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions
 from dcryo.jobs.outputs import read_maps, write_maps
 from dcryo.kernels.shells import half_plane
 from dcryo.kernels.symmetry import operators
-from dcryo.steps import expectation, maximisation
+from dcryo.steps import ewald, expectation, maximisation
 from dcryo.steps.maximisation import HalfFsc
 
 
@@ -33,6 +34,23 @@ class ReconstructOptions(OutOptions, ClusterOptions, SeedOptions):
         None, gt=0, description="diameter of the soft sphere of the masked FSC (default: 0.85 of the box)"
     )
     mask: Path | None = Field(None, description="mask for the FSC (map of 0 to 1) in place of the sphere")
+    ewald: bool = Field(False, description="correct for the curvature of the Ewald sphere, as of thick particles")
+    ewald_hand: int = Field(
+        1, ge=-1, le=1, description="hand of that curvature: 1 is RELION's, -1 its --reverse_curvature"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ReconstructOptions":
+        if self.ewald_hand == 0:
+            raise ValueError("ewald_hand is 1 or -1")
+        return self
+
+
+class Curvature(NamedTuple):
+    """The curvature of the Ewald sphere that is corrected for: its hand, 1 or -1, and the particle's diameter."""
+
+    hand: int
+    diameter_A: float
 
 
 @dataclass(frozen=True)
@@ -69,8 +87,9 @@ def reconstruct(options: ReconstructOptions, *, progress: Progress = print) -> R
     with run, em.scratch(run.path) as scratch, connect(options.cluster, options.workers) as cluster:
         run.quarantine(data.store.quarantined)
         progress(f"{len(data.particles)} particles, box {data.store.box_px} px, on {cluster.description}")
-        check_memory(cluster, data.store.box_px, back_projection_bytes(data.store.box_px), len(group))
-        maps, left_out = graph.compute(maps_of(data, group, mask, scratch), cluster)
+        check_memory(cluster, data.store.box_px, back_projection_bytes(data.store.box_px, options.ewald), len(group))
+        curvature = Curvature(options.ewald_hand, diameter) if options.ewald else None
+        maps, left_out = graph.compute(maps_of(data, group, mask, scratch, curvature=curvature), cluster)
         bad = [row for half, of_half in enumerate(left_out, start=1) for row in left_out_rows(data, half, of_half)]
         run.quarantine(bad)
         merged = em.merged(maps)
@@ -85,13 +104,19 @@ def reconstruct(options: ReconstructOptions, *, progress: Progress = print) -> R
                 "pixel_size_A": data.store.pixel_size_A,
                 "symmetry": options.symmetry,
                 "mask_diameter_A": diameter,
+                **({"ewald_hand": options.ewald_hand} if options.ewald else {}),
             }
         )
     return ReconstructResult(options.out, resolution, (maps.plain[0], maps.plain[1]), merged, maps.fsc)
 
 
 def maps_of(
-    data: Dataset, group: np.ndarray, mask: np.ndarray, scratch: Path, name: str = "reference"
+    data: Dataset,
+    group: np.ndarray,
+    mask: np.ndarray,
+    scratch: Path,
+    name: str = "reference",
+    curvature: Curvature | None = None,
 ) -> tuple[em.Maps, list[list[graph.Task]]]:
     """Tasks: the maps of a data set's two halves, and for each half what its shards left out.
 
@@ -105,7 +130,7 @@ def maps_of(
         shards = cut_shards(data, half, ones, ones, data.rotation, data.origin_px, ones > 0)
         slabs = len(em.slab_bounds(nyquist, data.store.box_px))
         outs = [
-            graph.call(back_project_shard, shard, name=f"back-project-{shard.name}", parts=slabs + 1)
+            graph.call(back_project_shard, shard, curvature, name=f"back-project-{shard.name}", parts=slabs + 1)
             for shard in shards
         ]
         sums = _trees(outs, slabs, f"half{half}")
@@ -116,7 +141,15 @@ def maps_of(
             em.write_reference, first, nyquist, scratch / f"{name}{half}.npy", name=f"reference-{half}"
         )
         outs = [
-            graph.call(reference_shard, shard, prepared, bad, name=f"back-project-reference-{shard.name}", parts=slabs)
+            graph.call(
+                reference_shard,
+                shard,
+                prepared,
+                bad,
+                curvature,
+                name=f"back-project-reference-{shard.name}",
+                parts=slabs,
+            )
             for shard, bad in zip(shards, left_out, strict=True)
         ]
         of_reference = _trees(outs, slabs, f"reference-half{half}")
@@ -136,20 +169,24 @@ def _trees(outs: list, slabs: int, name: str) -> list[graph.Task]:
     return [graph.tree_sum([out[part] for out in outs], name=f"{name}-slab{part}") for part in range(slabs)]
 
 
-def back_project_shard(shard: Shard) -> tuple:
+def back_project_shard(shard: Shard, curvature: Curvature | None) -> tuple:
     """The task: slabs of the shard's accumulator, and position -> reason of what was left out."""
     box = shard.store.box_px
     volume = expectation.empty_sums(box // 2, 1, box).volume
     left_out: dict[int, str] = {}
     for first in range(0, len(shard.rows), BATCH):
-        batch, bad = shard.read(slice(first, first + BATCH))
-        usable = expectation.back_project(volume, batch, half_plane(box // 2))
+        some = slice(first, first + BATCH)
+        batch, bad = shard.read(some)
+        if curvature is None:
+            usable = expectation.back_project(volume, batch, half_plane(box // 2))
+        else:
+            usable = ewald.back_project(volume, batch, shard.sidebands(some, *curvature), half_plane(box // 2))
         bad = dict.fromkeys(np.flatnonzero(~usable).tolist(), "the image is not finite") | bad
         left_out.update({first + position: reason for position, reason in bad.items()})
     return *(volume[bounds] for bounds in em.slab_bounds(box // 2, box)), left_out
 
 
-def reference_shard(shard: Shard, reference_path: Path, left_out: dict[int, str]) -> tuple:
+def reference_shard(shard: Shard, reference_path: Path, left_out: dict[int, str], curvature: Curvature | None) -> tuple:
     """The task: slabs of what a reference's slices, in place of the shard's images, would have summed to, but for what
     was left out."""
     box = shard.store.box_px
@@ -160,7 +197,10 @@ def reference_shard(shard: Shard, reference_path: Path, left_out: dict[int, str]
     for first in range(0, len(shard.rows), BATCH):
         some = slice(first, first + BATCH)
         used = kept[some]
-        expectation.slices_back_projected(
-            volume, reference, shard.rotation[some][used], shard.transfer(some)[used], half_plane(box // 2), box
-        )
+        turn, pixels = shard.rotation[some][used], half_plane(box // 2)
+        if curvature is None:
+            expectation.slices_back_projected(volume, reference, turn, shard.transfer(some)[used], pixels, box)
+        else:
+            sidebands = shard.sidebands(some, *curvature).take(used)
+            ewald.sections_back_projected(volume, reference, turn, sidebands, pixels, box)
     return tuple(volume[bounds] for bounds in em.slab_bounds(box // 2, box))

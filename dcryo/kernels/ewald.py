@@ -14,106 +14,118 @@ known: what can be told is the product of both.
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from dcryo.kernels.gridding import TAPS
-from dcryo.kernels.interpolation import read, write, write_complex
-from dcryo.kernels.slices import BEFORE, locate, numbers, scale, scaled
+from dcryo.kernels.interpolation import before_read, before_write, read, write, write_complex
+from dcryo.kernels.slices import AHEAD, BEFORE, CACHED, locate, numbers, scale, scaled
 
 
-def heights_px(kx: NDArray, ky: NDArray, box_px: int, pixel_size_A: float, wavelength_A: float) -> NDArray[np.float64]:
-    """z(k) = lambda k^2 / 2 of frequencies (P,), all in Fourier pixels."""
-    x, y = np.asarray(kx, dtype=np.float64), np.asarray(ky, dtype=np.float64)
-    return np.asarray(wavelength_A / (2 * box_px * pixel_size_A) * (x * x + y * y))
+def curvature_per_px(wavelength_A: ArrayLike, box_px: int, pixel_size_A: ArrayLike) -> NDArray[np.float64]:
+    """c in z = c k^2, all in Fourier pixels: lambda / (2 D a), of one number for all or one per particle."""
+    return np.asarray(np.asarray(wavelength_A) / (2 * box_px * np.asarray(pixel_size_A)))
 
 
 def sideband_overlap(height_px: NDArray[np.float64], diameter_px: float, box_px: int) -> NDArray[np.float64]:
-    """How far the two sidebands of a particle are one and the same, 1 to about 0, at heights (P,): the transform of a
-    ball of that diameter at the distance 2 z between them."""
+    """How far the two sidebands of a particle are one and the same, from 1 to about 0, at heights z: the transform of a
+    ball of that diameter at the distance 2 z between them, over that at 0."""
     x = 2 * np.pi * np.abs(height_px) * diameter_px / box_px
-    near = np.maximum(x, 1e-2)
-    return np.where(x < 1e-2, 1 - x * x / 10, 3 * (np.sin(near) - near * np.cos(near)) / near**3)
+    far = np.maximum(x, 1e-2)
+    return np.where(x < 1e-2, 1 - x * x / 10, 3 * (np.sin(far) - far * np.cos(far)) / far**3)
 
 
 def extract(
-    prepared: NDArray[np.complex64], rotations: NDArray, kx: NDArray, ky: NDArray, kz: NDArray, box_px: int
+    prepared: NDArray[np.complex64], rotations: NDArray, curvature: NDArray, kx: NDArray, ky: NDArray, box_px: int
 ) -> NDArray[np.complex64]:
-    """Values of a volume, from `slices.prepare`, at A.T @ (kx, ky, kz), (N, P); 0 beyond what is held of it.
+    """Values of a volume, from `slices.prepare`, at A.T @ (kx, ky, c k^2), (N, P); 0 beyond what is held of it.
 
-    rotations: (N, 3, 3); kx, ky, kz: (P,) in Fourier pixels.
+    rotations: (N, 3, 3); curvature: (N,), c in 1 / px; kx, ky: (P,) in Fourier pixels.
     """
     out = np.empty((len(rotations), len(kx)), dtype=np.complex64)
-    points, reach = _points(kx, ky, kz), _reach(prepared.shape)
-    _extract(numbers(prepared), prepared.shape, scaled(rotations, box_px), points, _within(points, reach, box_px), out)
+    _extract(numbers(prepared), prepared.shape, *_placed(rotations, curvature, kx, ky, prepared.shape, box_px), out)
     return out
 
 
 def insert(
-    accumulator: NDArray[np.float32], rotations: NDArray, values: NDArray[np.complex64], weights: NDArray[np.float32],
-    kx: NDArray, ky: NDArray, kz: NDArray, box_px: int,
+    accumulator: NDArray[np.float32], rotations: NDArray, curvature: NDArray, values: NDArray[np.complex64],
+    weights: NDArray[np.float32], kx: NDArray, ky: NDArray, box_px: int,
 ) -> None:  # fmt: skip
     """Add values and weights (N, P) to an accumulator as of `slices.insert`, in place: the adjoint of `extract`."""
-    points, shape = _points(kx, ky, kz), accumulator.shape
-    within = _within(points, _reach(shape), box_px)
-    _insert(accumulator.reshape(-1), shape, scaled(rotations, box_px), values, weights, points, within)
+    shape = accumulator.shape
+    _insert(
+        accumulator.reshape(-1), shape, *_placed(rotations, curvature, kx, ky, shape, box_px), values, weights
+    )  # fmt: skip
 
 
 def insert_values(
-    volume: NDArray[np.complex64], rotations: NDArray, values: NDArray[np.complex64], kx: NDArray, ky: NDArray,
-    kz: NDArray, box_px: int,
+    volume: NDArray[np.complex64], rotations: NDArray, curvature: NDArray, values: NDArray[np.complex64], kx: NDArray,
+    ky: NDArray, box_px: int,
 ) -> None:  # fmt: skip
-    """Add values (N, P) alone to a complex volume of the same shape, in place."""
-    points = _points(kx, ky, kz)
-    within = _within(points, _reach(volume.shape), box_px)
-    _insert_values(numbers(volume), volume.shape, scaled(rotations, box_px), values, points, within)
+    """Add values (N, P) alone to a complex volume of the shape that `slices.prepare` gives, in place."""
+    placed = _placed(rotations, curvature, kx, ky, volume.shape, box_px)
+    _insert_values(numbers(volume), volume.shape, *placed, values)
 
 
-def _points(kx: NDArray, ky: NDArray, kz: NDArray) -> NDArray[np.float32]:
-    return np.ascontiguousarray(np.stack([kx, ky, kz], axis=1), dtype=np.float32)
-
-
-def _reach(shape: tuple[int, ...]) -> float:
-    """Distance from the origin, in padded samples, up to which all taps are held."""
-    return shape[2] - BEFORE - TAPS // 2
-
-
-def _within(points: NDArray[np.float32], reach: float, box_px: int) -> NDArray[np.bool_]:
-    return np.asarray(np.linalg.norm(points.astype(np.float64), axis=1) * scale(box_px) < reach - 1e-3)
+def _placed(
+    rotations: NDArray, curvature: NDArray, kx: NDArray, ky: NDArray, shape: tuple[int, ...], box_px: int
+) -> tuple[NDArray, NDArray, NDArray, NDArray, np.float32]:
+    """Rotations, curvatures and frequencies as kernels take them, and the square of the distance from the origin, in
+    Fourier pixels, up to which all taps are held."""
+    reach = (shape[2] - BEFORE - TAPS // 2) / scale(box_px) - 1e-3
+    single = (np.ascontiguousarray(of, dtype=np.float32) for of in (curvature, kx, ky))
+    return scaled(rotations, box_px), *single, np.float32(reach**2)  # type: ignore[return-value]
 
 
 @njit(nogil=True, cache=True)
-def _extract(volume, shape, turns, points, within, out):  # type: ignore[no-untyped-def]
+def _extract(volume, shape, turns, curvature, kx, ky, reach2, out):  # type: ignore[no-untyped-def]
     stride = 2 * shape[2]
     for i in range(len(turns)):
-        for p in range(len(points)):
-            if not within[p]:
+        for p in range(len(kx)):
+            k2 = kx[p] * kx[p] + ky[p] * ky[p]
+            z = curvature[i] * k2
+            if k2 + z * z > reach2:
                 out[i, p] = 0
                 continue
-            lowest, fx, fy, fz, sign = locate(shape, turns[i], points[p, 0], points[p, 1], points[p, 2])
+            if len(volume) > CACHED:
+                later = min(p + AHEAD, len(kx) - 1)
+                if kx[later] * kx[later] + ky[later] * ky[later] + z * z < reach2:
+                    lowest = locate(shape, turns[i], kx[later], ky[later], z)[0]
+                    before_read(volume, 2 * lowest, stride, stride * shape[1])
+            lowest, fx, fy, fz, sign = locate(shape, turns[i], kx[p], ky[p], z)
             real, imaginary = read(volume, 2 * lowest, stride, stride * shape[1], fx, fy, fz)
             out[i, p] = complex(real, sign * imaginary)
 
 
 @njit(nogil=True, cache=True)
-def _insert(volume, shape, turns, values, weights, points, within):  # type: ignore[no-untyped-def]
+def _insert(volume, shape, turns, curvature, kx, ky, reach2, values, weights):  # type: ignore[no-untyped-def]
     stride = 3 * shape[2]
     for i in range(len(turns)):
-        for p in range(len(points)):
-            if within[p]:
-                lowest, fx, fy, fz, sign = locate(shape, turns[i], points[p, 0], points[p, 1], points[p, 2])
-                value = values[i, p]
-                write(
-                    volume, 3 * lowest, stride, stride * shape[1], fx, fy, fz,
-                    value.real, sign * value.imag, weights[i, p],
-                )  # fmt: skip
+        for p in range(len(kx)):
+            k2 = kx[p] * kx[p] + ky[p] * ky[p]
+            z = curvature[i] * k2
+            if k2 + z * z > reach2:
+                continue
+            if len(volume) > CACHED:
+                later = min(p + AHEAD, len(kx) - 1)
+                if kx[later] * kx[later] + ky[later] * ky[later] + z * z < reach2:
+                    lowest = locate(shape, turns[i], kx[later], ky[later], z)[0]
+                    before_write(volume, 3 * lowest, stride, stride * shape[1])
+            lowest, fx, fy, fz, sign = locate(shape, turns[i], kx[p], ky[p], z)
+            value = values[i, p]
+            write(
+                volume, 3 * lowest, stride, stride * shape[1], fx, fy, fz, value.real, sign * value.imag, weights[i, p]
+            )
 
 
 @njit(nogil=True, cache=True)
-def _insert_values(volume, shape, turns, values, points, within):  # type: ignore[no-untyped-def]
+def _insert_values(volume, shape, turns, curvature, kx, ky, reach2, values):  # type: ignore[no-untyped-def]
     stride = 2 * shape[2]
     for i in range(len(turns)):
-        for p in range(len(points)):
-            if within[p]:
-                lowest, fx, fy, fz, sign = locate(shape, turns[i], points[p, 0], points[p, 1], points[p, 2])
-                value = values[i, p]
-                write_complex(volume, 2 * lowest, stride, stride * shape[1], fx, fy, fz, value.real, sign * value.imag)
+        for p in range(len(kx)):
+            k2 = kx[p] * kx[p] + ky[p] * ky[p]
+            z = curvature[i] * k2
+            if k2 + z * z > reach2:
+                continue
+            lowest, fx, fy, fz, sign = locate(shape, turns[i], kx[p], ky[p], z)
+            value = values[i, p]
+            write_complex(volume, 2 * lowest, stride, stride * shape[1], fx, fy, fz, value.real, sign * value.imag)

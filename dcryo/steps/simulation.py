@@ -160,15 +160,15 @@ def _aberrated(
     box, aberrations = microscope.box_px, microscope.aberrations
     x, y = np.array(aberrations.magnification) @ np.stack([pixels.kx, pixels.ky]).astype(np.float64)
     transfer = microscope.ctf(truth, x, y)
+    n, wavelength = len(truth.rotation), wavelength_A(microscope.voltage_kV)
+    curvature = np.full(n, microscope.hand * ewald.curvature_per_px(wavelength, box, microscope.pixel_size_A))
     if microscope.hand:
-        wavelength = float(wavelength_A(microscope.voltage_kV))
-        z = microscope.hand * ewald.heights_px(x, y, box, microscope.pixel_size_A, wavelength)
         P = transfer + 1j * microscope.ctf(truth, x, y, phase_shift_deg=90.0)
-        transforms = P * ewald.extract(prepared, truth.rotation, x, y, -z, box)
-        transforms += np.conj(P) * ewald.extract(prepared, truth.rotation, x, y, z, box)
+        transforms = P * ewald.extract(prepared, truth.rotation, -curvature, x, y, box)
+        transforms += np.conj(P) * ewald.extract(prepared, truth.rotation, curvature, x, y, box)
         transforms /= 2
     else:
-        transforms = transfer * ewald.extract(prepared, truth.rotation, x, y, np.zeros_like(x), box)
+        transforms = transfer * ewald.extract(prepared, truth.rotation, curvature, x, y, box)
     width_A = box * microscope.pixel_size_A
     transforms *= np.exp(1j * odd_phase(aberrations.odd, x / width_A, y / width_A)).astype(np.complex64)
     return transforms
