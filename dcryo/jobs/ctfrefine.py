@@ -167,6 +167,7 @@ class Piece:
     origin_px: np.ndarray
     table: np.ndarray
     rates: np.ndarray
+    own_table: np.ndarray
     first_A: np.ndarray
 
     def batch(self, some: slice) -> tuple[Images, dict[int, str]]:
@@ -175,7 +176,7 @@ class Piece:
         images = read.images
         images[list(read.bad)] = np.nan
         offsets = self.first_A[some, None] + self.step_A * np.arange(self.steps)
-        known = (self.group, self.norm, self.rotation, self.origin_px, self.table, self.rates)
+        known = (self.group, self.norm, self.rotation, self.origin_px, self.table, self.rates, self.own_table)
         return Images(images, offsets, *(array[some] for array in known)), dict(read.bad)
 
 
@@ -308,13 +309,16 @@ def _pass(job: _Job, begun: _State, state: _State, cluster: Cluster) -> tuple[_S
     options, number = job.options, state.number + 1
     groups = OpticsGroups(state.odd, state.even, state.magnification, groups_of(job.refined.particles, job.columns)[3])
     pieces, places = _pieces(job, begun, state)
+    own_groups = groups_of(job.refined.particles, job.columns)
+    own_power = {half: graph.call(_own_noise, job.refined, half, job.within, name=f"own-{half}") for half in (1, 2)}
     references = {
         half: graph.call(_write_reference, job.refined, half, job.within, job.scratch, name=f"reference-{half}")
         for half in (1, 2)
     }
     outs = [
         graph.call(
-            learn_piece, piece, references[half], job.refined.noise_power(half), groups, job.within,
+            learn_piece, piece, references[half], job.refined.noise_power(half), groups, own_power[half], own_groups,
+            job.within,
             name=f"learn-{piece.name}", parts=6,
         )
         for half, piece in pieces
@@ -337,8 +341,9 @@ def _pass(job: _Job, begun: _State, state: _State, cluster: Cluster) -> tuple[_S
     if wanted:
         first = _carried_over(job, begun.magnification, replace(begun, magnification=state.magnification))
         before = _of_micrographs(job, first, state)[:, wanted]
+        longest = ctf_refinement.longest_steps(pieces[0][1].rates[0], wanted, job.within)
         fitted = graph.call(
-            ctf_refinement.fit_micrographs, normal, micrograph, wanted, before, settled, name="micrographs"
+            ctf_refinement.fit_micrographs, normal, micrograph, wanted, before, longest, settled, name="micrographs"
         )
     odd = [0, 1] * (options.beam_tilt or options.trefoil)
     odd += list(BEAM_TILT) * options.beam_tilt + list(TREFOIL) * options.trefoil
@@ -383,20 +388,22 @@ def _write_reference(refined: Refined, half: int, within: Range, scratch: Path) 
     return path
 
 
+def _own_noise(refined: Refined, half: int, within: Range) -> np.ndarray:
+    """The task: what particles of a half share with its map."""
+    return ctf_refinement.own_noise(refined.half_map(half), refined.mask, refined.fsc, within.shell_max)
+
+
 def _pieces(job: _Job, begun: _State, state: _State) -> tuple[list[tuple[int, Piece]], list[np.ndarray]]:
     """The tasks' particles, each with its half, and where they are in the table."""
     refined, columns = job.refined, job.columns
-    table = phase_table(
-        job.box_px, columns.pixel_size_A, *_axes(state), columns.voltage_kV, columns.spherical_aberration_mm,
-        columns.amplitude_contrast, state.phase_shift_deg, state.bfactor_A2, state.scale,
-    )  # fmt: skip
+    table, own_table = _table(job, state), _table(job, begun)
     rates = ctf_sums.rates(wavelength_A(columns.voltage_kV), columns.pixel_size_A, job.box_px)
     particles = refined.particles
     norm = particles["norm_correction"]
     origin_px = particles["origin_A"] / columns.pixel_size_A[:, None]
     first, steps = _searched(job, begun)
     pieces, places = [], []
-    known = (job.group, norm, particles["rotation"], origin_px, table, rates, first - state.defocus_A)
+    known = (job.group, norm, particles["rotation"], origin_px, table, rates, own_table, first - state.defocus_A)
     for half in (1, 2):
         every = refined.rows_of(half)
         size = shard_size(len(every))
@@ -406,6 +413,14 @@ def _pieces(job: _Job, begun: _State, state: _State) -> tuple[list[tuple[int, Pi
             pieces.append((half, Piece(f"{half}-{index}", refined.store, job.step_A, steps, refined.rows[at], *own)))
             places.append(at)
     return pieces, places
+
+
+def _table(job: _Job, state: _State) -> np.ndarray:
+    columns = job.columns
+    return phase_table(
+        job.box_px, columns.pixel_size_A, *_axes(state), columns.voltage_kV, columns.spherical_aberration_mm,
+        columns.amplitude_contrast, state.phase_shift_deg, state.bfactor_A2, state.scale,
+    )  # fmt: skip
 
 
 def _searched(job: _Job, begun: _State) -> tuple[np.ndarray, int]:
@@ -448,18 +463,26 @@ def _of_micrographs(job: _Job, begun: _State, state: _State) -> np.ndarray:
 
 
 def learn_piece(
-    piece: Piece, reference_path: Path, noise_power: np.ndarray, groups: OpticsGroups, within: Range
+    piece: Piece,
+    reference_path: Path,
+    noise_power: np.ndarray,
+    groups: OpticsGroups,
+    own_power: np.ndarray,
+    own_groups: OpticsGroups,
+    within: Range,
 ) -> tuple:
     """The task: its three sums (see `ctf_sums.CtfSums`), curves, normal equations, and position -> reason of what was
     left out."""
     reference = em.read_reference(reference_path)
     pixels = half_plane(within.shell_max)
-    optics = ctf_refinement.optics_of(groups, pixels, piece.store.box_px)
+    optics, own = (ctf_refinement.optics_of(one, pixels, piece.store.box_px) for one in (groups, own_groups))
     sums: CtfSums = ctf_sums.empty(len(groups.odd), len(pixels.kx))
     curves, normal, left_out = [], [], {}
     for first in range(0, len(piece.rows), BATCH):
         batch, bad = piece.batch(slice(first, first + BATCH))
-        curve, equations, usable = ctf_refinement.learn(sums, batch, reference, noise_power, optics, within)
+        curve, equations, usable = ctf_refinement.learn(
+            sums, batch, reference, noise_power, optics, own_power, own, within
+        )
         curves.append(curve)
         normal.append(equations)
         bad = dict.fromkeys(np.flatnonzero(~usable).tolist(), "the image or its CTF is not finite") | bad

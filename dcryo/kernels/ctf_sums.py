@@ -58,6 +58,20 @@ class CtfSums(NamedTuple):
     particles: np.ndarray
 
 
+class Own(NamedTuple):
+    """What particles correlate with in a reference because it was made of themselves.
+
+    A map's noise is that of its particles: the one that is compared adds C Y / sum C^2 to it, C the CTF that it was
+    back-projected with, of which the product with its own noise has the mean C N / v, N the noise power of the
+    reference, and the phase with which it went in. power: (shell_max + 1,), N; table: (n, 7), of that CTF; optics: of
+    that time.
+    """
+
+    power: np.ndarray
+    table: np.ndarray
+    optics: Optics
+
+
 def rates(wavelength_A: np.ndarray, pixel_size_A: np.ndarray, box_px: int) -> np.ndarray:
     """By how much gamma changes with the defocus (rad / A), and the logarithm of the envelope with the B factor, at
     |k| of one Fourier pixel: (n, 2) float64."""
@@ -78,6 +92,7 @@ def gather(
     shell_min: int,
     box_px: int,
     offsets_A: np.ndarray,
+    own: Own,
     rotations: np.ndarray,
     images: np.ndarray,
     inverse_variance: np.ndarray,
@@ -89,7 +104,8 @@ def gather(
 
     reference: from `slices.prepare`, for frequencies M k too; rotations: (n, 3, 3); images: (n, P) complex64, X / v;
     inverse_variance: (n, shell_max + 1), 1 / v; table: (n, 7) from `ctf.phase_table`; rates: (n, 2) from `rates`;
-    group: (n,) int; shell_min: first shell that counts; offsets_A: (n, T), evenly spaced, changes of the defocus.
+    group: (n,) int; shell_min: first shell that counts; offsets_A: (n, T), evenly spaced, changes of the defocus; own:
+    what is taken off.
 
     Returns curves (n, T) float32, up to a constant of each particle, and (n, NORMAL) float64.
     """
@@ -102,7 +118,8 @@ def gather(
     _gather(
         numbers(reference), reference.shape, np.ascontiguousarray(turns, dtype=np.float32), images,
         np.ascontiguousarray(inverse_variance, dtype=np.float32), table, rates, np.asarray(group, dtype=np.int64),
-        *optics, pixels.kx, pixels.ky, pixels.start, shell_min, rings, np.ascontiguousarray(offsets_A[:, 0]), spacing,
+        *optics, np.asarray(own.power, dtype=np.float64), own.table, *own.optics, pixels.kx, pixels.ky, pixels.start,
+        shell_min, rings, np.ascontiguousarray(offsets_A[:, 0]), spacing,
         sums.phases, sums.stretch, sums.particles, curves, normal,
     )  # fmt: skip
     return curves, normal
@@ -110,9 +127,9 @@ def gather(
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _gather(  # type: ignore[no-untyped-def]
-    volume, shape, turns, images, inverse, table, rates, group, odd, cosine, sine, across, down, kx, ky, start,
-    shell_min, rings,
-    first_A, spacing_A, phases, stretch, particles, curves, normal,
+    volume, shape, turns, images, inverse, table, rates, group, odd, cosine, sine, across, down, own_power, own_table,
+    own_odd, own_cosine, own_sine, own_across, own_down, kx, ky, start, shell_min, rings, first_A, spacing_A, phases,
+    stretch, particles, curves, normal,
 ):  # fmt: skip
     ring = np.empty((rings, 4))
     largest = (len(start) - 1.5) ** 2
@@ -122,17 +139,29 @@ def _gather(  # type: ignore[no-untyped-def]
         for shell in range(shell_min, len(start) - 1):
             _gather_shell(
                 volume, shape, turns[i], images[i], inverse[i, shell], table[i], rates[i], odd[g], cosine[g], sine[g],
-                across[g], down[g], kx, ky, start[shell], start[shell + 1], rings / largest, ring, phases[g],
+                across[g], down[g], own_power[shell], own_table[i], own_odd[g], own_cosine[g], own_sine[g],
+                own_across[g], own_down[g], kx, ky, start[shell], start[shell + 1], rings / largest, ring, phases[g],
                 stretch[g], normal[i],
             )  # fmt: skip
         particles[g] += 1
         _curve(ring, rates[i, 0] * largest / rings, first_A[i], spacing_A[i], curves[i])
 
 
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy", inline="always")
+def _ctf(table, x, y, cosine, sine):  # type: ignore[no-untyped-def]
+    """The CTF with its scale, envelope and even phase at one frequency."""
+    isotropic, along, across, quartic, offset, envelope, scale = table
+    xx, yy = x * x, y * y
+    k2 = xx + yy
+    gamma = isotropic * k2 + along * (xx - yy) + across * 2.0 * x * y + quartic * k2 * k2 + offset
+    value = -scale * (np.sin(gamma) * cosine + np.cos(gamma) * sine)
+    return value * np.exp(envelope * k2) if envelope != 0.0 else value
+
+
 @njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 def _gather_shell(  # type: ignore[no-untyped-def]
-    volume, shape, turn, image, inverse, table, rates, odd, cosine, sine, us, vs, kx, ky, first, last,
-    rings_per_square, ring, phases, stretch, normal,
+    volume, shape, turn, image, inverse, table, rates, odd, cosine, sine, us, vs, own_power, own_table, own_odd,
+    own_cosine, own_sine, own_us, own_vs, kx, ky, first, last, rings_per_square, ring, phases, stretch, normal,
 ):  # fmt: skip
     row, zero = 2 * shape[2], np.float32(0)
     isotropic, along, across, quartic, offset, envelope, scale = table
@@ -160,6 +189,10 @@ def _gather_shell(  # type: ignore[no-untyped-def]
         sin, cos = np.sin(gamma), np.cos(gamma)
         dr, di = float(image[p].real), float(image[p].imag)
         cr, ci = sr * dr + si * di, sr * di - si * dr
+        # What is not of others.
+        mine = own_power * inverse * factor * _ctf(own_table, own_us[p], own_vs[p], own_cosine[p], own_sine[p])
+        cr -= mine * float(own_odd[p].real)
+        ci += mine * float(own_odd[p].imag)
         b = (sr * sr + si * si) * inverse
         phases[p, 0] += cr * sin
         phases[p, 1] += ci * sin
@@ -171,7 +204,7 @@ def _gather_shell(  # type: ignore[no-untyped-def]
         sin, cos = sin * cosine[p] + cos * sine[p], cos * cosine[p] - sin * sine[p]
         back_r, back_i = float(odd[p].real), float(odd[p].imag)
         dr, di = dr * back_r - di * back_i, dr * back_i + di * back_r
-        a = sr * dr + si * di
+        a = cr * back_r - ci * back_i
         j = min(int(k2 * rings_per_square), len(ring) - 1)
         ring[j, 0] -= a * sin
         ring[j, 1] -= a * cos

@@ -8,6 +8,7 @@ import numpy as np
 
 from dcryo.kernels import aberrations, ctf_sums, fft, phase_fit, posterior, shrinkage
 from dcryo.kernels.ctf_sums import ASTIGMATISM, BFACTOR, DEFOCUS, DIAGONAL, PARAMETERS, PHASE_SHIFT, SCALE, CtfSums
+from dcryo.kernels.fsc import shell_power
 from dcryo.kernels.phase_fit import PhaseFit
 from dcryo.kernels.shells import HalfPlane, half_plane, volume_shells
 from dcryo.kernels.shrinkage import Settled
@@ -19,6 +20,8 @@ BEAM_TILT, TREFOIL = (3, 4), (2, 5)
 _SMOOTH_PX = 2.0
 # A CTF is at most 1, times the particle's scale and envelope.
 _LARGEST_CTF = 1e4
+# Phases at the resolution, and logarithms of the envelope there, change by no more than this in one pass.
+_LONGEST_TURN_RAD, _LONGEST_DAMPING = 1.0, 0.4
 # A magnification further off than this is no distortion but a wrong pixel size, and would leave the reference.
 LARGEST_STRETCH = 0.03
 
@@ -28,7 +31,8 @@ class Images(NamedTuple):
 
     images: (n, D, D) float32; offsets_A: (n, T), changes of the defocus at which its likelihood is asked for; group:
     optics group; norm divides the image; rotation (n, 3, 3), origin_px (n, 2): the pose; table: (n, 7) from
-    `ctf.phase_table`; rates: (n, 2) from `ctf_sums.rates`.
+    `ctf.phase_table`; rates: (n, 2) from `ctf_sums.rates`; own_table: (n, 7), of the CTF with which each went into the
+    reference.
     """
 
     images: np.ndarray
@@ -39,6 +43,7 @@ class Images(NamedTuple):
     origin_px: np.ndarray
     table: np.ndarray
     rates: np.ndarray
+    own_table: np.ndarray
 
 
 class OpticsGroups(NamedTuple):
@@ -67,6 +72,17 @@ def weighted_reference(half_map: np.ndarray, mask: np.ndarray, fsc: np.ndarray, 
     return fft.irfftn(fft.rfftn(half_map * mask) * of_voxel.astype(np.float32), box)
 
 
+def own_noise(half_map: np.ndarray, mask: np.ndarray, fsc: np.ndarray, shell_max: int) -> np.ndarray:
+    """Power of the noise in `weighted_reference` that each of its particles shares with it, (shell_max + 1,).
+
+    It is 1 - FSC of the power of the half map under the mask, times the filter. What a particle adds at one frequency
+    is kept by a mask in the proportion of its mean, noise on the whole in that of its mean square.
+    """
+    share = np.clip(fsc, 0, 1)
+    power = shell_power(half_map * mask) * (1 - share) * share * float(mask.sum() / np.sum(mask**2))
+    return power[: shell_max + 1]
+
+
 def frequencies(groups: OpticsGroups, group: int, pixels: HalfPlane, box_px: int) -> tuple[np.ndarray, np.ndarray]:
     """Frequencies (P,) of the specimen, in 1/A, that are seen at the pixels of an optics group's images."""
     seen = groups.magnification[group] @ np.stack([pixels.kx, pixels.ky]).astype(np.float64)
@@ -90,13 +106,21 @@ def optics_of(groups: OpticsGroups, pixels: HalfPlane, box_px: int) -> ctf_sums.
 
 
 def learn(
-    sums: CtfSums, batch: Images, reference: np.ndarray, noise_power: np.ndarray, optics: ctf_sums.Optics, within: Range
+    sums: CtfSums,
+    batch: Images,
+    reference: np.ndarray,
+    noise_power: np.ndarray,
+    optics: ctf_sums.Optics,
+    own_power: np.ndarray,
+    own_optics: ctf_sums.Optics,
+    within: Range,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Add a batch to the sums, in place. Returns the likelihood of each particle's defocus (n, T) float32, its normal
     equations (n, NORMAL) float64, and (n,) bool, False where an image or its CTF is not finite and was left out, with
     zeros for both.
 
-    reference: from `slices.prepare`; noise_power: (D // 2 + 1,) mean |noise|^2 of a Fourier pixel.
+    reference: from `slices.prepare`; noise_power: (D // 2 + 1,) mean |noise|^2 of a Fourier pixel; own_power: from
+    `own_noise`; own_optics: with which particles went into the reference.
     """
     n, box = len(batch.images), batch.images.shape[-1]
     pixels = half_plane(within.shell_max)
@@ -112,8 +136,9 @@ def learn(
     curves = np.zeros(batch.offsets_A.shape, dtype=np.float32)
     normal = np.zeros((n, ctf_sums.NORMAL))
     known = (array[usable] for array in (batch.rotation, weighed.data, inverse, batch.table, batch.rates, batch.group))
+    own = ctf_sums.Own(own_power, batch.own_table[usable], own_optics)
     curves[usable], normal[usable] = ctf_sums.gather(
-        sums, reference, optics, pixels, within.shell_min, box, batch.offsets_A[usable], *known
+        sums, reference, optics, pixels, within.shell_min, box, batch.offsets_A[usable], own, *known
     )
     return curves, normal, usable
 
@@ -131,17 +156,29 @@ class MicrographFit(NamedTuple):
     spread: np.ndarray
 
 
+def longest_steps(rates: np.ndarray, wanted: Sequence[int], within: Range) -> np.ndarray:
+    """How far parameters may go in one pass: as far as their equations, which are linear, can be believed. rates: (2,),
+    from `ctf_sums.rates`."""
+    of_defocus, of_envelope = np.abs(rates) * within.shell_max**2
+    longest = np.full(PARAMETERS, _LONGEST_TURN_RAD)
+    longest[[DEFOCUS, ASTIGMATISM, DIAGONAL]] /= of_defocus
+    longest[BFACTOR], longest[SCALE] = _LONGEST_DAMPING / of_envelope, _LONGEST_DAMPING
+    return longest[list(wanted)]
+
+
 def fit_micrographs(
     normal: Sequence[np.ndarray],
     micrograph: np.ndarray,
     wanted: Sequence[int],
     before: np.ndarray,
+    longest: np.ndarray,
     defocus: Settled | None,
 ) -> MicrographFit:
     """What the particles (n, NORMAL) of each micrograph (n,) have in common beside their defocus.
 
     wanted: which parameters of `ctf_sums`; before: (M, K), how far they are now from where they began, to which
-    micrographs of few particles are drawn back; defocus: what was found of the particles' own, which then is free at
+    micrographs of few particles are drawn back; longest: (K,), from `longest_steps`; defocus: what was found of the
+    particles' own, which then is free at
     the same time (eliminated from the equations); None where it is held.
     """
     every = np.concatenate(normal)
@@ -162,6 +199,7 @@ def fit_micrographs(
     kinds = {ASTIGMATISM: 0, DIAGONAL: 0, PHASE_SHIFT: 1, BFACTOR: 2, SCALE: 3}
     numbers = np.unique([kinds[one] for one in wanted], return_inverse=True)[1]
     change, spread = shrinkage.shrunk(*sums, before, numbers)
+    change = np.clip(change, -longest, longest)
     # An envelope that all have in common is the map's.
     share = np.bincount(micrograph, minlength=len(before)) / len(micrograph)
     of_map = np.isin(kept, (BFACTOR, SCALE))

@@ -5,7 +5,7 @@ import pytest
 
 from dcryo.kernels import aberrations, ctf_sums, phase_fit, rotations, slices
 from dcryo.kernels.ctf import ctf, phase_table, wavelength_A
-from dcryo.kernels.ctf_sums import NORMAL, PARAMETERS, Optics
+from dcryo.kernels.ctf_sums import NORMAL, PARAMETERS, Optics, Own
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import half_plane
 
@@ -49,11 +49,12 @@ def example():
     return reference, turns, images.astype(np.complex64), inverse, table, rates
 
 
-def gathered(example, offsets_A):
+def gathered(example, offsets_A, power=None):
     reference, turns, images, inverse, table, rates = example
     sums = ctf_sums.empty(2, len(PIXELS.kx))
+    own = Own(np.zeros(SHELL_MAX + 1) if power is None else power, table, optics())
     curves, normal = ctf_sums.gather(
-        sums, reference, optics(), PIXELS, SHELL_MIN, BOX, offsets_A, turns, images, inverse, table, rates, GROUP
+        sums, reference, optics(), PIXELS, SHELL_MIN, BOX, offsets_A, own, turns, images, inverse, table, rates, GROUP
     )
     return sums, curves, normal
 

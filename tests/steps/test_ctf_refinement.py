@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from dcryo.kernels.ctf_sums import ASTIGMATISM, BFACTOR, DEFOCUS, DIAGONAL, NORMAL, PARAMETERS, SCALE, STRETCH
+from dcryo.kernels.ctf_sums import (
+    ASTIGMATISM,
+    BFACTOR,
+    DEFOCUS,
+    DIAGONAL,
+    NORMAL,
+    PARAMETERS,
+    PHASE_SHIFT,
+    SCALE,
+    STRETCH,
+)
 from dcryo.kernels.fsc import shell_correlation
 from dcryo.kernels.masks import sphere
 from dcryo.kernels.randomness import generator
@@ -56,12 +66,27 @@ def test_micrographs_share_their_particles_astigmatism_whatever_their_defoci() -
     normal = equations(true, np.array([1e-4, 1e-4, 1e-4, 1, 1e-4, 1]), 3)
     defocus = Settled(np.zeros(1), np.zeros(1), np.zeros(1), 150.0)
     wanted = [ASTIGMATISM, DIAGONAL]
-    before = np.zeros((30, 2))
-    free = ctf_refinement.fit_micrographs([normal[:500], normal[500:]], micrograph, wanted, before, defocus)
-    held = ctf_refinement.fit_micrographs([normal], micrograph, wanted, before, None)
+    before, far = np.zeros((30, 2)), np.full(2, 1e3)
+    free = ctf_refinement.fit_micrographs([normal[:500], normal[500:]], micrograph, wanted, before, far, defocus)
+    held = ctf_refinement.fit_micrographs([normal], micrograph, wanted, before, far, None)
     error = [np.std(fit.change - of_micrograph[:, wanted]) for fit in (free, held)]
     assert error[0] < 12 and error[0] < error[1]
     np.testing.assert_allclose(free.spread, 80, rtol=0.3)
+
+
+def test_steps_are_no_longer_than_their_equations_hold() -> None:
+    rates = np.array([-1e-6, -2.5e-5])
+    wanted = [ASTIGMATISM, PHASE_SHIFT, BFACTOR, SCALE]
+    longest = ctf_refinement.longest_steps(rates, wanted, Range(2, 20))
+    turn, damping = longest[1], longest[3]
+    np.testing.assert_allclose(longest * [1e-6 * 400, 1, 2.5e-5 * 400, 1], [turn, turn, damping, damping])
+    true = np.zeros((40, PARAMETERS))
+    true[:, ASTIGMATISM] = 500
+    normal = equations(true, np.full(PARAMETERS, 1e-2), 9)
+    found = ctf_refinement.fit_micrographs(
+        [normal], np.repeat([0, 1], 20), [ASTIGMATISM], np.zeros((2, 1)), np.array([70.0]), None
+    )
+    np.testing.assert_array_equal(found.change, 70)
 
 
 def test_envelopes_that_all_micrographs_have_in_common_are_the_maps() -> None:
@@ -70,7 +95,9 @@ def test_envelopes_that_all_micrographs_have_in_common_are_the_maps() -> None:
     true = np.zeros((len(micrograph), PARAMETERS))
     true[:, BFACTOR] = (50 + 30 * random.standard_normal(20))[micrograph]
     normal = equations(true, np.array([1e-4, 1e-4, 1e-4, 1, 1e-2, 10]), 5)
-    found = ctf_refinement.fit_micrographs([normal], micrograph, [BFACTOR, SCALE], np.zeros((20, 2)), None)
+    found = ctf_refinement.fit_micrographs(
+        [normal], micrograph, [BFACTOR, SCALE], np.zeros((20, 2)), np.full(2, 1e3), None
+    )
     assert found.change[micrograph].mean(axis=0) == pytest.approx(0, abs=1e-9)
     expected = true[:, BFACTOR] - true[:, BFACTOR].mean()
     assert np.std(found.change[micrograph, 0] - expected) < 3
