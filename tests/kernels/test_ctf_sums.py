@@ -153,3 +153,29 @@ def test_the_stretch_is_the_gradient_by_where_slices_are_read(example) -> None:
             slopes[group][place] = (above - below) / (2 * step)
     # The twin reads slices at places in float32, and takes differences of them.
     np.testing.assert_allclose(sums.stretch[:, :4].reshape(2, 2, 2), slopes, atol=0.01 * np.abs(slopes).max())
+
+
+def test_what_a_particle_shares_with_its_reference_is_taken_off(example) -> None:
+    """C N / v of its CTF and phase, in place of images that are zero."""
+    reference, turns, images, inverse, table, rates = example
+    blank = reference, turns, 0 * images, inverse, table, rates
+    power = np.linspace(5.0, 1.0, SHELL_MAX + 1)
+    sums, curves, normal = gathered(blank, np.zeros((3, 1)), power)
+    plain, _, _ = gathered(blank, np.zeros((3, 1)))
+    for group, members in ((0, (0, 2)), (1, (1,))):
+        x, y = frequencies(group)
+        expected = 0
+        for i in members:
+            shift = [0.0, 30.0, 0.0][i]
+            given = *DEFOCUS[i], VOLTAGE_KV, CS_MM, CONTRAST, shift
+            even = aberrations.even_phase(EVEN[group], x, y)
+            own = ctf(x, y, 1, 1.0, *given, BFACTOR[i], SCALE[i], even_phase_rad=even)[0]
+            envelope = SCALE[i] * np.exp(-BFACTOR[i] / 4 * (x**2 + y**2))
+            shared = power[PIXELS.shell] * inverse[i][PIXELS.shell] * envelope * own
+            sine = -ctf(x, y, 1, 1.0, *given)[0]
+            expected = expected - shared * np.exp(1j * aberrations.odd_phase(ODD[group], x, y)) * sine
+        expected[PIXELS.shell < SHELL_MIN] = 0
+        change = sums.phases[group] - plain.phases[group]
+        np.testing.assert_allclose(change[:, 0] + 1j * change[:, 1], expected, atol=1e-4 * np.abs(expected).max())
+        np.testing.assert_array_equal(change[:, 4:], 0)
+    assert curves.shape == (3, 1) and np.isfinite(normal).all()
