@@ -199,10 +199,11 @@ def fit_micrographs(
     kinds = {ASTIGMATISM: 0, DIAGONAL: 0, PHASE_SHIFT: 1, BFACTOR: 2, SCALE: 3}
     numbers = np.unique([kinds[one] for one in wanted], return_inverse=True)[1]
     change, spread = shrinkage.shrunk(*sums, before, numbers)
-    change = np.clip(change, -longest, longest)
-    # An envelope that all have in common is the map's.
+    # An envelope that all have in common is the map's: it has no part in the steps, long as they may be.
     share = np.bincount(micrograph, minlength=len(before)) / len(micrograph)
     of_map = np.isin(kept, (BFACTOR, SCALE))
+    change[:, of_map] -= share @ change[:, of_map]
+    change = np.clip(change, -longest, longest)
     change[:, of_map] -= share @ change[:, of_map]
     return MicrographFit(change, spread)
 
