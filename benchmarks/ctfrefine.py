@@ -109,6 +109,7 @@ def relion(work: Path) -> dict:
     pixel = mrc.read_map(work / "refine0" / "map.mrc").voxel_size_A
     common = "--m1 relion_half1_class001_unfil.mrc --m2 relion_half2_class001_unfil.mrc --mask refine0/mask.mrc"
     post = "relion_postprocess --i relion_half1_class001_unfil.mrc --mask refine0/mask.mrc --o relion_post"
+    (work / "relion_post").mkdir(exist_ok=True)  # for its pictures
     commands, source = [f"{post} --angpix {pixel}"], "relion_in.star"
     stretch, defocus = "--fit_aniso --kmin_mag 30 --keep_astig", "--fit_defocus --kmin_defocus 30 --fit_mode fpfff"
     tilt = "--fit_beamtilt --kmin_tilt 30 --odd_aberr_max_n 3"
