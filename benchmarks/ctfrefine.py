@@ -39,8 +39,8 @@ def simulated(work: Path, given: argparse.Namespace) -> None:
         model=str(given.model.resolve()), assembly="1", particles=given.particles, box_px=given.box,
         pixel_size_A=given.pixel, snr=given.snr, seed=7, defocus_min_A=6000, defocus_max_A=16000,
         defocus_scatter_A=DEFOCUS_A, defocus_error_A=DEFOCUS_A, beam_tilt_x_mrad=TILT_MRAD[0],
-        beam_tilt_y_mrad=TILT_MRAD[1], trefoil=TREFOIL_RAD, trefoil_deg=TREFOIL_DEG,
-        anisotropy_percent=ANISOTROPY_PERCENT, anisotropy_deg=ANISOTROPY_DEG, out=work / "data", resume=True,
+        beam_tilt_y_mrad=TILT_MRAD[1], trefoil=TREFOIL_RAD, trefoil_angle_deg=TREFOIL_DEG,
+        anisotropy_percent=ANISOTROPY_PERCENT, anisotropy_angle_deg=ANISOTROPY_DEG, out=work / "data", resume=True,
     )  # fmt: skip
     simulate(options)
     dcryo(work, "import", "import data/particles.star --out particles.zarr")

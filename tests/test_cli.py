@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import click
 import pytest
 from pydantic import Field, model_validator
 
@@ -222,6 +223,15 @@ def test_every_command_of_the_contract_is_there(entry: cli.Entry, capsys) -> Non
     assert all(field.description for field in command.model.model_fields.values())
     names = [cli.option_name(name) for name in command.model.model_fields]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("entry", cli.COMMANDS, ids=lambda entry: entry.name)
+def test_no_two_options_have_the_same_name(entry: cli.Entry) -> None:
+    """Fields that differ by their unit alone would have."""
+    command = cli.commands.get_command(click.Context(cli.commands), entry.name)
+    assert command is not None
+    names = [name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)]
+    assert len(names) == len(set(names))
 
 
 def test_neutral_options_exist() -> None:

@@ -29,12 +29,12 @@ HIGH = slice(18, 30)
 
 CASES: dict[str, dict[str, float]] = {
     "beam tilt": {"beam_tilt_x_mrad": 3.0, "beam_tilt_y_mrad": -4.0},
-    "trefoil": {"trefoil": 3.0, "trefoil_deg": 17.0},
-    "tetrafoil": {"tetrafoil": 3.0, "tetrafoil_deg": 11.0},
-    "magnification": {"anisotropy_percent": 8.0, "anisotropy_deg": 30.0},
+    "trefoil": {"trefoil": 3.0, "trefoil_angle_deg": 17.0},
+    "tetrafoil": {"tetrafoil": 3.0, "tetrafoil_angle_deg": 11.0},
+    "magnification": {"anisotropy_percent": 8.0, "anisotropy_angle_deg": 30.0},
     "all": {
-        "beam_tilt_x_mrad": 3.0, "beam_tilt_y_mrad": -4.0, "trefoil": 3.0, "trefoil_deg": 17.0, "tetrafoil": 3.0,
-        "tetrafoil_deg": 11.0, "anisotropy_percent": 8.0, "anisotropy_deg": 30.0,
+        "beam_tilt_x_mrad": 3.0, "beam_tilt_y_mrad": -4.0, "trefoil": 3.0, "trefoil_angle_deg": 17.0, "tetrafoil": 3.0,
+        "tetrafoil_angle_deg": 11.0, "anisotropy_percent": 8.0, "anisotropy_angle_deg": 30.0,
     },
 }  # fmt: skip
 
@@ -89,11 +89,15 @@ def test_both_take_off_what_is_there(case: str, tmp_path: Path) -> None:
 
 
 @with_relion
-def test_the_microscope_of_relions_tutorial(shared_data: Path, tmp_path: Path) -> None:
-    """Particles of a phantom seen through the aberrations that RELION found, in its own table."""
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_microscope_of_relions_tutorial(shared_data: Path, tmp_path: Path, turned: bool) -> None:
+    """Particles of a phantom seen through the aberrations that RELION found, in its own table; turned: with a matrix
+    of magnification that turns images too, so that it is not its own transpose."""
     with tarfile.open(shared_data / "relion4_tutorial_metadata" / "relion_tutorial_files.tar.xz") as archive:
         archive.extract("CtfRefine/job024/particles_ctf_refine.star", tmp_path, filter="data")
     real = star.read_particles(tmp_path / "CtfRefine" / "job024" / "particles_ctf_refine.star").take(np.arange(300))
+    if turned:
+        real = real.replace_optics(magnification=np.array([[[1.03, 0.05], [-0.03, 0.98]]]))
     pixel_A, box = float(real.optics["pixel_size_A"][0]), 96
     aberrations = aberrations_of(real, tmp_path)[0]
     assert aberrations.odd and aberrations.even and aberrations.anisotropic

@@ -43,6 +43,8 @@ class ReconstructOptions(OutOptions, ClusterOptions, SeedOptions):
     def _consistent(self) -> "ReconstructOptions":
         if self.ewald_hand == 0:
             raise ValueError("ewald_hand is 1 or -1")
+        if self.ewald_hand != 1 and not self.ewald:
+            raise ValueError("ewald_hand is of the curvature of the Ewald sphere: give --ewald too")
         return self
 
 

@@ -38,8 +38,8 @@ STACK, MAP = "particles.mrcs", "truth.mrc"
 
 OF_PARTICLES = (
     "particles", "micrographs", "shift_sigma_px", "noise_bfactor_A2", "dtype", "beam_tilt_x_mrad", "beam_tilt_y_mrad",
-    "trefoil", "trefoil_deg", "tetrafoil", "tetrafoil_deg", "anisotropy_percent", "anisotropy_deg", "defocus_error_A",
-    "ewald", "ewald_hand",
+    "trefoil", "trefoil_angle_deg", "tetrafoil", "tetrafoil_angle_deg", "anisotropy_percent", "anisotropy_angle_deg",
+    "defocus_error_A", "ewald", "ewald_hand",
 )  # fmt: skip
 """Options that movies do not have."""
 
@@ -109,13 +109,13 @@ class SimulateOptions(OutOptions, ClusterOptions, SeedOptions, MovieOptions):
     beam_tilt_x_mrad: float = Field(0.0, allow_inf_nan=False, description="beam tilt along x, as RELION means it")
     beam_tilt_y_mrad: float = Field(0.0, allow_inf_nan=False, description="beam tilt along y")
     trefoil: float = Field(0.0, allow_inf_nan=False, description="greatest odd phase of trefoil at Nyquist, rad")
-    trefoil_deg: float = Field(0.0, allow_inf_nan=False, description="direction of that phase, from x")
+    trefoil_angle_deg: float = Field(0.0, allow_inf_nan=False, description="direction of that phase, from x")
     tetrafoil: float = Field(0.0, allow_inf_nan=False, description="greatest even phase of tetrafoil at Nyquist, rad")
-    tetrafoil_deg: float = Field(0.0, allow_inf_nan=False, description="direction of that phase, from x")
+    tetrafoil_angle_deg: float = Field(0.0, allow_inf_nan=False, description="direction of that phase, from x")
     anisotropy_percent: float = Field(
         0.0, ge=0, le=10, description="by how much the magnification differs between two axes, percent"
     )
-    anisotropy_deg: float = Field(
+    anisotropy_angle_deg: float = Field(
         0.0, allow_inf_nan=False, description="direction in which frequencies of the specimen are higher, from x"
     )
     defocus_error_A: float = Field(
@@ -138,6 +138,8 @@ class SimulateOptions(OutOptions, ClusterOptions, SeedOptions, MovieOptions):
             raise ValueError("an assembly is built from an atomic model (.pdb, .cif)")
         if self.ewald_hand == 0:
             raise ValueError("ewald_hand is 1 or -1")
+        if self.ewald_hand != 1 and not self.ewald:
+            raise ValueError("ewald_hand is of the curvature of the Ewald sphere: give --ewald too")
         fields = type(self).model_fields
         foreign = OF_PARTICLES if self.movies else [name for name in MovieOptions.model_fields if name != "movies"]
         given = [name for name in foreign if getattr(self, name) != fields[name].default]
@@ -328,9 +330,9 @@ def _foils(
         return rad / nyquist_1_A**n * np.array([math.sin(angle), math.cos(angle)])
 
     odd, even = np.zeros(6), np.zeros(9)
-    odd[[2, 5]] = leaves(3, options.trefoil, options.trefoil_deg)
-    even[[4, 8]] = leaves(4, options.tetrafoil, options.tetrafoil_deg)
-    angle, half = math.radians(options.anisotropy_deg), options.anisotropy_percent / 200
+    odd[[2, 5]] = leaves(3, options.trefoil, options.trefoil_angle_deg)
+    even[[4, 8]] = leaves(4, options.tetrafoil, options.tetrafoil_angle_deg)
+    angle, half = math.radians(options.anisotropy_angle_deg), options.anisotropy_percent / 200
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     magnification = turn @ np.diag([1 + half, 1 - half]) @ turn.T if half else np.eye(2)
     return odd, even, magnification

@@ -52,8 +52,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
         SimulateOptions(
             model="phantom", symmetry="O", particles=PARTICLES, micrographs=MICROGRAPHS, box_px=56, pixel_size_A=2.0,
             diameter_A=80.0, snr=0.2, seed=4, defocus_scatter_A=150.0, defocus_error_A=300.0, astigmatism_A=100.0,
-            beam_tilt_x_mrad=0.9, beam_tilt_y_mrad=-0.6, trefoil=1.2, trefoil_deg=20.0, anisotropy_percent=1.5,
-            anisotropy_deg=30.0, shift_sigma_px=1.0, out=folder / "data",
+            beam_tilt_x_mrad=0.9, beam_tilt_y_mrad=-0.6, trefoil=1.2, trefoil_angle_deg=20.0, anisotropy_percent=1.5,
+            anisotropy_angle_deg=30.0, shift_sigma_px=1.0, out=folder / "data",
         ),
         progress=tiny.quiet,
     )  # fmt: skip

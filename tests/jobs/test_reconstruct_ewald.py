@@ -66,6 +66,8 @@ def test_relion_has_the_same_hands(curved: tuple[int, Path, np.ndarray]) -> None
     assert agreement[hand] > agreement[-hand] + 0.1
 
 
-def test_a_hand_is_1_or_minus_1(tmp_path: Path) -> None:
+def test_a_hand_is_1_or_minus_1_and_of_a_curvature(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="ewald_hand is 1 or -1"):
         ReconstructOptions(store=tmp_path, out=tmp_path, ewald=True, ewald_hand=0)
+    with pytest.raises(ValidationError, match="give --ewald too"):
+        ReconstructOptions(store=tmp_path, out=tmp_path, ewald_hand=-1)

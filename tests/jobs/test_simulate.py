@@ -11,6 +11,7 @@ from dcryo.data import mrc, star
 from dcryo.errors import InputError
 from dcryo.jobs.simulate import SimulateOptions, simulate
 from dcryo.kernels import slices
+from dcryo.kernels.aberrations import even_phase, odd_phase
 from dcryo.kernels.density import gaussian_density
 from dcryo.steps import simulation
 
@@ -165,3 +166,38 @@ def test_a_done_run_is_not_done_again(tmp_path):
     assert run(tmp_path / "out", particles=5, resume=True) == first
     assert first.truth_map.stat().st_mtime_ns == before
     assert run(tmp_path / "out", particles=6, overwrite=True).particles == 6
+
+
+def test_a_wrong_defocus_is_in_one_table_and_the_true_one_in_the_other(tmp_path):
+    given = {"model": "phantom", "box_px": 32, "pixel_size_A": 4.0, "particles": 400, "seed": 5}
+    right = simulate(SimulateOptions(out=tmp_path / "right", **given), progress=lambda *_, **__: None)
+    wrong = simulate(
+        SimulateOptions(out=tmp_path / "wrong", defocus_error_A=200.0, **given), progress=lambda *_, **__: None
+    )
+    assert wrong.truth_star.read_bytes() == right.truth_star.read_bytes()
+    stacks = [made.particles_star.with_name("particles.mrcs").read_bytes() for made in (right, wrong)]
+    assert stacks[0] == stacks[1]
+    truth, told = star.read_particles(wrong.truth_star), star.read_particles(wrong.particles_star)
+    error = told["defocus_u_A"] - truth["defocus_u_A"]
+    np.testing.assert_allclose(told["defocus_v_A"] - truth["defocus_v_A"], error, atol=1e-4)
+    assert 170 < error.std() < 230 and abs(error.mean()) < 35
+
+
+def test_a_foil_has_its_phase_at_nyquist_in_its_direction(tmp_path):
+    made = simulate(
+        SimulateOptions(
+            model="phantom", box_px=32, pixel_size_A=4.0, particles=2, out=tmp_path / "a", trefoil=1.5,
+            trefoil_angle_deg=20.0, tetrafoil=0.7, tetrafoil_angle_deg=35.0, anisotropy_percent=2.0,
+            anisotropy_angle_deg=30.0,
+        ),
+        progress=lambda *_, **__: None,
+    )  # fmt: skip
+    optics = star.read_particles(made.truth_star).optics
+    for name, phase, leaves, rad, angle in (
+        ("odd_zernike", odd_phase, 3, 1.5, 20.0), ("even_zernike", even_phase, 4, 0.7, 35.0),
+    ):  # fmt: skip
+        along, across = np.deg2rad([angle, angle + 90 / leaves])
+        found = phase(optics[name][0], np.cos([along, across]) / 8, np.sin([along, across]) / 8)
+        np.testing.assert_allclose(found, [rad, 0], atol=1e-8)
+    direction = np.array([math.cos(math.radians(30)), math.sin(math.radians(30))])
+    np.testing.assert_allclose(optics["magnification"][0] @ direction, 1.01 * direction, atol=1e-9)

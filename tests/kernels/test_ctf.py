@@ -73,3 +73,17 @@ def test_defocus_u_lies_along_its_angle():
     along_u = ctf(kx, ky, defocus_u_A=20000, defocus_v_A=20000, defocus_angle_deg=0, amplitude_contrast=0.1, **at)
     along_v = ctf(kx, ky, defocus_u_A=10000, defocus_v_A=10000, defocus_angle_deg=0, amplitude_contrast=0.1, **at)
     np.testing.assert_allclose(found[0], [along_u[0, 0], along_v[0, 1]], atol=1e-6)
+
+
+def test_even_phases_add_to_gamma():
+    """A phase of the same size everywhere is a phase shift the other way."""
+    kx, ky = np.array([0, 3, 7, 11], dtype=np.int32), np.array([0, -4, 2, 5], dtype=np.int32)
+    optics = (64, 1.5, [12000.0, 9000.0], 8000.0, 30.0, 300.0, 2.7, 0.1)
+    phases = np.array([0.0, 0.4, -1.2, 30.0])
+    found = ctf(kx, ky, *optics, 20.0, 40.0, 0.8, even_phase_rad=phases)
+    for p, phase in enumerate(phases):
+        expected = ctf(kx[p : p + 1], ky[p : p + 1], *optics, 20.0 - np.rad2deg(phase), 40.0, 0.8)
+        np.testing.assert_allclose(found[:, p : p + 1], expected, atol=2e-6)
+    np.testing.assert_array_equal(
+        ctf(kx, ky, *optics, even_phase_rad=np.zeros(4)), ctf(kx, ky, *optics)
+    )  # fmt: skip
