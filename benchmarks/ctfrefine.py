@@ -4,7 +4,7 @@ Apoferritin (PDB entry 7A4M) is simulated with a wrong defocus of every particle
 magnification, all at once, none of which particles.star knows. Rounds of `dcryo refine` and `dcryo ctfrefine` follow,
 and a refinement that knows the truth. Each step is kept; what is there is not done again.
 
-    python benchmarks/ctfrefine.py MODEL.cif --out DIR [--particles 2400] [--snr 0.03] [--rounds 2] [--relion]
+    python benchmarks/ctfrefine.py MODEL.cif --out DIR [--particles 2400] [--snr 0.03] [--rounds 1] [--relion]
 """
 
 import argparse
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--snr", type=float, default=0.03)
     parser.add_argument("--box", type=int, default=128)
     parser.add_argument("--pixel", type=float, default=1.2)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--relion", action="store_true")
     given = parser.parse_args()
     work = given.out
