@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dcryo.jobs.class2d import Class2dOptions, class2d
     from dcryo.jobs.class3d import Class3dOptions, class3d
     from dcryo.jobs.ctf import CtfOptions, ctf
+    from dcryo.jobs.ctfrefine import CtfrefineOptions, ctfrefine
     from dcryo.jobs.demo import DemoOptions, demo
     from dcryo.jobs.deposit import DepositOptions, deposit
     from dcryo.jobs.directional import DirectionalOptions, directional_resolution
@@ -34,13 +35,13 @@ if TYPE_CHECKING:
     from dcryo.report import write_report
 
 __all__ = [
-    "AbinitioOptions", "AlignOptions", "Class2dOptions", "Class3dOptions", "CtfOptions", "DemoOptions",
-    "DepositOptions", "DirectionalOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions",
-    "LocalResolutionOptions", "MapModelOptions", "MotionOptions", "PickOptions", "PostprocessOptions",
+    "AbinitioOptions", "AlignOptions", "Class2dOptions", "Class3dOptions", "CtfOptions", "CtfrefineOptions",
+    "DemoOptions", "DepositOptions", "DirectionalOptions", "ExportOptions", "ExtractOptions", "FscOptions",
+    "ImportOptions", "LocalResolutionOptions", "MapModelOptions", "MotionOptions", "PickOptions", "PostprocessOptions",
     "ReconstructOptions", "RefineOptions", "SelectOptions", "SimulateOptions", "ValidateOptions", "abinitio", "align",
-    "class2d", "class3d", "ctf", "demo", "deposit", "directional_resolution", "export_particles", "extract",
-    "fsc_of_maps", "import_particles", "localres", "mapmodel", "motion", "open", "pick", "postprocess", "reconstruct",
-    "refine", "select_particles", "simulate", "validate", "write_report",
+    "class2d", "class3d", "ctf", "ctfrefine", "demo", "deposit", "directional_resolution", "export_particles",
+    "extract", "fsc_of_maps", "import_particles", "localres", "mapmodel", "motion", "open", "pick", "postprocess",
+    "reconstruct", "refine", "select_particles", "simulate", "validate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -55,6 +56,8 @@ _HOMES = {
     "class3d": ("dcryo.jobs.class3d", "class3d"),
     "CtfOptions": ("dcryo.jobs.ctf", "CtfOptions"),
     "ctf": ("dcryo.jobs.ctf", "ctf"),
+    "CtfrefineOptions": ("dcryo.jobs.ctfrefine", "CtfrefineOptions"),
+    "ctfrefine": ("dcryo.jobs.ctfrefine", "ctfrefine"),
     "DemoOptions": ("dcryo.jobs.demo", "DemoOptions"),
     "demo": ("dcryo.jobs.demo", "demo"),
     "DepositOptions": ("dcryo.jobs.deposit", "DepositOptions"),

@@ -68,6 +68,7 @@ COMMANDS = (
     Entry("abinitio", "jobs.abinitio", "AbinitioOptions", "abinitio", "Make first models from the particles alone."),
     Entry("refine", "jobs.refine", "RefineOptions", "refine", "Refine a map and poses, gold standard."),
     Entry("class3d", "jobs.class3d", "Class3dOptions", "class3d", "Sort particles into classes with a map each."),
+    Entry("ctfrefine", "jobs.ctfrefine", "CtfrefineOptions", "ctfrefine", "Refine defocus and aberrations."),
     Entry("reconstruct", "jobs.reconstruct", "ReconstructOptions", "reconstruct", "Maps from given poses."),
     Entry("align", "jobs.align", "AlignOptions", "align", "Bring a map onto another: rotation, shift, hand."),
     Entry("postprocess", "jobs.postprocess", "PostprocessOptions", "postprocess", "Mask, FSC and sharpening."),

@@ -567,6 +567,64 @@ def defocus(mean_A: np.ndarray, astigmatism_A: np.ndarray) -> str:
 
 
 @matplotlib.rc_context(STYLE)
+def defocus_changes(change_A: np.ndarray, mean_A: np.ndarray, spread_A: np.ndarray) -> str:
+    """Changes of the defocus of particles (N,), and their means and spreads in M micrographs, (M,), in A."""
+    figure = Figure(figsize=(HALF_IN, 3.3))
+    left, right = figure.subplots(1, 2)
+    reach = max(1.0, float(np.percentile(np.abs(change_A), 99.5)))
+    _histogram(left, np.clip(change_A, -reach, reach), "change of defocus (Å)")
+    right.plot(mean_A, spread_A, "o", color=BLUE, markersize=3, alpha=0.6, markeredgewidth=0)
+    right.set(xlabel="mean of a micrograph (Å)", ylabel="spread in it (Å)")
+    right.set_ylim(bottom=0)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def over_micrographs(places: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """Particles where they lie: title -> coordinates (n, 2) in pixels, and defocus less its mean (n,) in A."""
+    figure, grid = _gallery(len(places), 3, 3.4)
+    reach = max(1.0, float(np.percentile(np.abs(np.concatenate([values for _, values in places.values()])), 98)))
+    dots = None
+    for axes, (title, (place, values)) in zip(grid, places.items(), strict=False):
+        axes.set_axis_on()
+        axes.grid(visible=False)
+        dots = axes.scatter(
+            place[:, 0], place[:, 1], c=values, cmap="RdBu_r", vmin=-reach, vmax=reach, s=14, linewidths=0
+        )
+        axes.set(aspect="equal", xticks=[], yticks=[])
+        axes.set_title(title, fontsize=9)
+    if dots is not None:
+        figure.colorbar(dots, ax=grid, label="defocus less the mean (Å)", shrink=0.7).outline.set_visible(False)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def phases(pictures: Mapping[str, np.ndarray]) -> str:
+    """Phases of optics groups over the Fourier plane: name -> (4, D, D) in rad, odd observed and fitted, even observed
+    and fitted. Each pair has one scale."""
+    titles = ("odd, observed", "odd, fitted", "even, observed", "even, fitted")
+    figure = Figure(figsize=(FULL_IN, 3.0 * len(pictures)))
+    grid = figure.subplots(len(pictures), 4, squeeze=False)
+    for line, (name, stack) in zip(grid, pictures.items(), strict=True):
+        seen = _disc_extent(stack)
+        for first in (0, 2):
+            pair = np.rad2deg(stack[first : first + 2, seen, seen])
+            reach = max(1.0, float(np.percentile(np.abs(pair), 99)))
+            for axes, picture, title in zip(line[first:], pair, titles[first : first + 2], strict=False):
+                drawn = axes.imshow(picture, cmap="RdBu_r", origin="lower", vmin=-reach, vmax=reach)
+                axes.set_axis_off()
+                axes.set_title(f"{name}: {title}", fontsize=9)
+            figure.colorbar(drawn, ax=line[first : first + 2], label="phase (°)", shrink=0.8).outline.set_visible(False)
+    return _jpeg(figure)
+
+
+def _disc_extent(stack: np.ndarray) -> slice:
+    """The part of each axis where pictures (n, D, D) about their middle are not blank."""
+    used = np.flatnonzero(np.any(stack != 0, axis=(0, 1)))
+    return slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(None)
+
+
+@matplotlib.rc_context(STYLE)
 def precision_recall(curves: Mapping[str, np.ndarray], mark: tuple[float, float] | None = None) -> str:
     """Precision against recall over thresholds. curves: legend -> (n, 2) of recall and precision, from the best picks
     on; mark: recall and precision of the picks that were taken. Thin lines are of equal F1."""

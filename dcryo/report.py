@@ -20,6 +20,7 @@ import numpy as np
 from dcryo import (
     figures,
     report_classes,
+    report_ctfrefine,
     report_mapmodel,
     report_micrographs,
     report_models,
@@ -44,6 +45,7 @@ PAGE = "report.html"
 TITLES = {
     "refine": "Gold-standard refinement",
     "reconstruct": "Reconstruction from given poses",
+    "ctfrefine": "CTF refinement",
     "simulate": "Simulation",
     "import": "Import of particles",
     "extract": "Extracted particles",
@@ -203,7 +205,7 @@ def write_report(run_dir: str | Path) -> Path:
         shown=source.shown.path.name if source.shown is not source else "",
         command=shlex.join(record.get("command", [])),
         again=[shlex.join(session["command"]) for session in record.get("resumed", [])],
-        result=_rows(report_validate.figures_of(record) if record["job"] == "validate" else record.get("result")),
+        result=_rows(_FIGURES_OF.get(record["job"], lambda own: own.get("result"))(record)),
         options=_rows(record["options"]),
         inputs=[(row["path"], _bytes(row["bytes"]), row["digest"], row["digest_of"]) for row in record["inputs"]],
         versions=_rows({**(record.get("versions") or {}), **(record.get("platform") or {})}),
@@ -330,6 +332,17 @@ def _of_job(
 
     section.__name__ = title
     return section
+
+
+def _aberrations(source: Source) -> Section | None:
+    rows = report_ctfrefine.aberrations(source.record) if source.record["job"] == "ctfrefine" else []
+    return Section("Aberrations", table=rows, wide=True) if rows else None
+
+
+# Figures of a run that its sections do not show.
+_FIGURES_OF: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "validate": report_validate.figures_of, "ctfrefine": report_ctfrefine.figures_of,
+}  # fmt: skip
 
 
 def _verdicts(source: Source) -> Section | None:
@@ -538,7 +551,8 @@ def _orientations(source: Source) -> Section | None:
     particles = source.particles
     if particles is None or "rotation" not in particles or len(particles) == 0 or source.record["job"] == "class2d":
         return None
-    name = str(source.record["options"].get("symmetry") or "C1")
+    of_result = (source.record.get("result") or {}).get("symmetry")
+    name = str(source.record["options"].get("symmetry") or of_result or "C1")
     words = f"Viewing directions of {len(particles):,} particles"
     words += f", with their {name.upper()} mates" if name.upper() != "C1" else ""
     words += ". Latitude is the tilt (90° on the equator), longitude the rot angle (0° in the middle)."
@@ -610,7 +624,10 @@ def _quarantined(source: Source) -> Section | None:
 
 
 SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
-    _what_is_wrong, _verdicts,
+    _what_is_wrong, _verdicts, _aberrations,
+    _of_job("ctfrefine", "Phases of optics groups", report_ctfrefine.phases, True),
+    _of_job("ctfrefine", "Changes of the defocus", report_ctfrefine.defocus_changes),
+    _of_job("ctfrefine", "Defocus over micrographs", report_ctfrefine.over_micrographs, True),
     _of_job("validate", "Refinement of noise", report_validate.noise),
     _of_job("validate", "Particles against resolution", report_validate.particles_against_resolution),
     _of_job("validate", "Particles that the map has never seen", report_validate.seen_and_unseen),

@@ -26,6 +26,7 @@ FLOORS = {
 SURFACE = {
     "cli",
     "report",
+    "report_ctfrefine",
     "report_mapmodel",
     "report_micrographs",
     "report_models",
@@ -39,7 +40,8 @@ SURFACE = {
 
 # Jobs know one another only through what they share; `demo` chains them, and `validate` repeats them.
 SHARED_BY_JOBS = {
-    f"dcryo.jobs.{name}" for name in ("dataset", "em", "given_maps", "memory", "micrographs", "options", "outputs")
+    f"dcryo.jobs.{name}"
+    for name in ("dataset", "em", "given_maps", "memory", "micrographs", "options", "outputs", "refined")
 }
 CHAINING_JOBS = {"dcryo.jobs.demo", "dcryo.jobs.validate"}
 # A job that is too long for one module has parts, which it and they alone import: `simulate` and `simulate_movies`.

@@ -71,7 +71,8 @@ class Store:
         whole = Particles(*(read_columns(root / name) for name in ("particles", "optics", "extra", "optics_extra")))
         if self.selection is None:
             return whole
-        return whole.take(self.rows()).replace(**read_columns(self.path / "particles"))
+        own = whole.take(self.rows()).replace(**read_columns(self.path / "particles"))
+        return own.replace_optics(**_own_optics(self.path))
 
     def rows(self) -> np.ndarray:
         """Row of each particle in the store that holds its image, int64 (n,)."""
@@ -163,13 +164,14 @@ def select(
     rows: Sequence[int] | np.ndarray,
     path: str | Path,
     columns: Mapping[str, np.ndarray] | None = None,
+    optics: Mapping[str, np.ndarray] | None = None,
 ) -> Store:
     """Make a selection: `rows` of `store` in their order, by reference. No image is copied.
 
     columns: particle columns (first axis as `rows`) that replace, or are added to, the store's, for instance
-    poses or half sets. A selection of a selection points to the store itself. The store is found again as
-    long as both move together. Raises InputError for repeated rows, rows that are not there, or a path that
-    holds a store.
+    poses or half sets; optics: columns of the optics table, likewise. A selection of a selection points to the
+    store itself. The store is found again as long as both move together. Raises InputError for repeated rows, rows
+    that are not there, or a path that holds a store.
     """
     path = Path(path).absolute()
     rows = np.asarray(rows, dtype=np.int64).reshape(-1)
@@ -180,13 +182,18 @@ def select(
     refuse_complete(path)
     replaced = {} if store.selection is None else _take(read_columns(store.path / "particles"), rows)
     replaced |= {name: np.asarray(values) for name, values in (columns or {}).items()}
+    of_groups = {} if store.selection is None else _own_optics(store.path)
+    of_groups |= {name: np.asarray(values) for name, values in (optics or {}).items()}
     # Made as a record only to have names, types and lengths checked, and converted to those of the schema.
-    checked = store.particles().take(rows).replace(**replaced)
+    checked = store.particles().take(rows).replace(**replaced).replace_optics(**of_groups)
     replaced = {name: checked[name] for name in replaced}
+    of_groups = {name: checked.optics[name] for name in of_groups}
     parent = (store.selection or store.path).resolve()
     whole = open_store(parent)
     digest = write_columns(path / "rows", {"row": store.rows()[rows]})
     digest += write_columns(path / "particles", replaced)
+    if of_groups:
+        digest += write_columns(path / "optics", of_groups)
     mark(
         path,
         {
@@ -199,6 +206,11 @@ def select(
         },
     )
     return open_store(path)
+
+
+def _own_optics(path: Path) -> dict[str, np.ndarray]:
+    """Columns of the optics table that a selection has in place of its store's; most have none."""
+    return read_columns(path / "optics") if (path / "optics").is_dir() else {}
 
 
 def _take(columns: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -28,7 +28,8 @@ from dcryo.jobs.memory import back_projection_bytes, check_memory
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
 from dcryo.jobs.reconstruct import maps_of
 from dcryo.jobs.refine import RefineOptions, refine
-from dcryo.jobs.validate_parts import Alignment, Tested, open_tested, substituted_store
+from dcryo.jobs.refined import Refined, open_refined
+from dcryo.jobs.validate_parts import Alignment, substituted_store
 from dcryo.kernels import alignment, fsc, mask_effect, overfitting, significance
 from dcryo.kernels.density import gaussian_density
 from dcryo.kernels.likeness import mirrored
@@ -117,7 +118,7 @@ class _Job:
     """What the tests have in common."""
 
     options: ValidateOptions
-    tested: Tested
+    tested: Refined
     model: np.ndarray | None
     run: Run
     progress: Progress
@@ -141,7 +142,7 @@ def validate(options: ValidateOptions, *, progress: Progress = print) -> Validat
     check_kind(options.cluster)
     if options.leave_out is not None and options.others is not None:
         raise InputError("--leave-out and --others exclude each other; give one of them")
-    tested = open_tested(options.run)
+    tested = open_refined(options.run)
     for name in ("noise_beyond_A", "align_to_A"):
         _check_doubt(tested, name, getattr(options, name))
     model = None if options.model is None else _model(options.model, tested)
@@ -295,7 +296,7 @@ def _unseen(job: _Job) -> tuple[Verdict, dict[str, Any]]:
     return verdict, {"unseen_are": who, **figures}
 
 
-def _without(job: _Job, share: float) -> tuple[Tested, Path]:
+def _without(job: _Job, share: float) -> tuple[Refined, Path]:
     """A refinement without a share of the particles of each half, and those as a selection."""
     left_out = []
     for half in (1, 2):
@@ -304,7 +305,7 @@ def _without(job: _Job, share: float) -> tuple[Tested, Path]:
     which = np.sort(np.concatenate(left_out))
     kept = np.setdiff1d(np.arange(len(job.tested.rows)), which)
     out, _ = job.refined(job.tested.selection(job.out / "kept.zarr", kept).path, "without")
-    return open_tested(out), job.tested.selection(job.out / "left_out.zarr", which).path
+    return open_refined(out), job.tested.selection(job.out / "left_out.zarr", which).path
 
 
 def _hand(job: _Job) -> tuple[Verdict, dict[str, Any]]:
@@ -321,14 +322,14 @@ def _hand(job: _Job) -> tuple[Verdict, dict[str, Any]]:
 _TESTS = {"noise": _noise, "bfactor": _bfactor, "unseen": _unseen, "hand": _hand}
 
 
-def _doubtful_shell(tested: Tested, given_A: float | None) -> int:
+def _doubtful_shell(tested: Refined, given_A: float | None) -> int:
     """The shell from which on signal is to be proved."""
     if given_A is None:
         return overfitting.first_doubtful_shell(tested.fsc)
     return shell_at(given_A, tested.store.box_px, tested.store.pixel_size_A) + 1
 
 
-def _check_doubt(tested: Tested, name: str, given_A: float | None) -> None:
+def _check_doubt(tested: Refined, name: str, given_A: float | None) -> None:
     last = tested.store.box_px // 2
     if given_A is not None and not 2 <= _doubtful_shell(tested, given_A) <= last:
         raise InputError(
@@ -337,7 +338,7 @@ def _check_doubt(tested: Tested, name: str, given_A: float | None) -> None:
         )
 
 
-def _check_others(path: Path, tested: Tested) -> None:
+def _check_others(path: Path, tested: Refined) -> None:
     """InputError unless a store holds particles of the run's kind that had no part in it."""
     store = open_store(path)
     if store.box_px != tested.store.box_px or abs(store.pixel_size_A / tested.store.pixel_size_A - 1) > 1e-3:
@@ -353,7 +354,7 @@ def _check_others(path: Path, tested: Tested) -> None:
     load_dataset(path, 0)
 
 
-def _model(path: Path, tested: Tested) -> np.ndarray:
+def _model(path: Path, tested: Refined) -> np.ndarray:
     """Density of an atomic model or a map, in the run's box. InputError where its size says that it is of other units
     or another molecule."""
     box, pixel = tested.store.box_px, tested.store.pixel_size_A

@@ -1,103 +1,28 @@
-"""Parts of `validate`: the run that is tested, its images with random phases, and images aligned to its half maps."""
+"""Parts of `validate`: a run's images with random phases, and images aligned to its half maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dcryo import graph
 from dcryo.cluster import Cluster
-from dcryo.data import mrc, star
-from dcryo.data.curves import read_curves
-from dcryo.data.particles import Particles
-from dcryo.data.provenance import digest
-from dcryo.data.run import Run
-from dcryo.data.store import Store, is_store, open_store, select
+from dcryo.data.store import Store, is_store, open_store
 from dcryo.data.store_writer import create
-from dcryo.errors import InputError
 from dcryo.jobs import em
-from dcryo.jobs.dataset import BATCH, Dataset, Shard, load_dataset, rows_in_store, shard_rows, shard_size
+from dcryo.jobs.dataset import BATCH, Dataset, Shard, load_dataset, shard_rows, shard_size
 from dcryo.jobs.memory import check_memory, expectation_bytes
+from dcryo.jobs.refined import Refined
 from dcryo.kernels import rotations, sampling
 from dcryo.kernels.overfitting import noise_substituted
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import half_plane
-from dcryo.kernels.symmetry import operators
 from dcryo.steps import expectation, overfitting
 from dcryo.steps.search import Search, plan_search
 
 # Images of one task, and particles that are aligned to a half map at most.
 _IMAGES, _MOST_ALIGNED = 512, 4096
-_FILES = ("half1.mrc", "half2.mrc", "map.mrc", "mask.mrc", "fsc.csv", "spectra.csv", "particles.star")
-
-
-@dataclass(frozen=True)
-class Tested:
-    """A finished refinement. store: what it was made from; rows: of its particles in that; particles: as it left them;
-    options: those it was given; group: operators of its symmetry; fsc: of the half maps under the mask."""
-
-    path: Path
-    store: Store
-    rows: np.ndarray
-    particles: Particles
-    options: dict[str, Any]
-    seed: int
-    group: np.ndarray
-    fsc: np.ndarray
-    mask: np.ndarray
-    diameter_A: float
-
-    @property
-    def width_A(self) -> float:
-        return self.store.box_px * self.store.pixel_size_A
-
-    def rows_of(self, half: int) -> np.ndarray:
-        """Positions of the particles of a half."""
-        return np.flatnonzero(self.particles["half"] == half)
-
-    def selection(self, path: Path, which: np.ndarray | None = None, posed: bool = False) -> Store:
-        """Its particles, or those at some positions, as a selection: in the halves that they were in, and with the
-        poses that they got where they are to be `posed`."""
-        if is_store(path):
-            return open_store(path)
-        which = np.arange(len(self.rows)) if which is None else which
-        names = ("half", "rotation", "origin_A", "ctf_scale") if posed else ("half",)
-        return select(self.store, self.rows[which], path, {name: self.particles[name][which] for name in names})
-
-
-def open_tested(path: Path) -> Tested:
-    """Read a run of `refine`. InputError where it is none, is not done, or what it was made from is not there as it
-    was."""
-    run = Run.open(path)
-    record = run.record
-    if record["job"] != "refine" or not run.finished:
-        raise InputError(
-            f"{path}: a run of {record['job']} whose status is {record['status']}; expected one of refine that is done"
-        )
-    absent = [name for name in _FILES if not (path / name).is_file()]
-    if absent:
-        raise InputError(f"{path}: has no {absent[0]}; restore it, or repeat the refinement")
-    for row in record["inputs"]:
-        if digest(row["path"])["digest"] != row["digest"]:
-            raise InputError(
-                f"{row['path']}: is not what {path} was made from (its digest differs); restore it, or refine again"
-            )
-    store = open_store(Path(record["inputs"][0]["path"]))
-    particles = star.read_particles(path / "particles.star")
-    return Tested(
-        path=path,
-        store=store,
-        rows=rows_in_store(store, particles, path / "particles.star"),
-        particles=particles,
-        options=record["options"],
-        seed=record["seed"],
-        group=operators(record["options"]["symmetry"]),
-        fsc=read_curves(path / "fsc.csv")["fsc_masked"],
-        mask=mrc.read_map(path / "mask.mrc").array,
-        diameter_A=record["result"]["mask_diameter_A"],
-    )
 
 
 def substituted_store(source: Store, path: Path, shell: int, seed: int, cluster: Cluster) -> Store:
@@ -129,14 +54,14 @@ def substituted(source: Store, rows: np.ndarray, shell: int, seed: int) -> np.nd
 class Alignment:
     """How images are aligned to the half maps of a run, in `scratch`: everywhere, up to a shell."""
 
-    tested: Tested
+    tested: Refined
     shell: int
     seed: int
     scratch: Path
     search: Search
 
     @classmethod
-    def planned(cls, tested: Tested, shell: int, seed: int, scratch: Path) -> "Alignment":
+    def planned(cls, tested: Refined, shell: int, seed: int, scratch: Path) -> "Alignment":
         turn = rotations.perturbation(sampling.step_deg(3) / 2, generator(seed, "grid", 0))
         search = plan_search(
             shell, tested.store.box_px, tested.store.pixel_size_A, tested.diameter_A,
@@ -158,9 +83,9 @@ class Alignment:
 
     def agreement(self, half: int, source: Path, rows: np.ndarray, name: str) -> graph.Task:
         """A task: the sum of `overfitting.ring_correlations` of rows of a store, once aligned, with a half map."""
-        path, data, box = self.tested.path, load_dataset(source, self.seed), self.tested.store.box_px
-        noise = np.tile(read_curves(path / "spectra.csv")[f"noise_half{half}"], (data.n_groups, 1))
-        reference = mrc.read_map(path / f"half{half}.mrc").array * self.tested.mask
+        tested, data, box = self.tested, load_dataset(source, self.seed), self.tested.store.box_px
+        noise = np.tile(tested.noise_power(half), (data.n_groups, 1))
+        reference = tested.half_map(half) * tested.mask
         prepared = graph.call(
             em.write_reference, reference, box // 2, self.scratch / f"half{half}-{name}.npy", name=f"half{half}-{name}"
         )

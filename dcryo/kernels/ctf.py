@@ -46,7 +46,7 @@ def ctf(
     white on dark and the CTF is positive near k = 0). even_phase_rad, (P,), the same for all particles, is added to
     gamma (`kernels.aberrations`). gamma is computed in float64: it reaches thousands of radians.
     """
-    table = _table(
+    table = phase_table(
         box_px, pixel_size_A, defocus_u_A, defocus_v_A, defocus_angle_deg, voltage_kV, spherical_aberration_mm,
         amplitude_contrast, phase_shift_deg, bfactor_A2, scale,
     )  # fmt: skip
@@ -56,7 +56,7 @@ def ctf(
     return _evaluate_with(kx, ky, table, np.asarray(even_phase_rad, dtype=np.float64))
 
 
-def _table(
+def phase_table(
     box_px: int,
     pixel_size_A: ArrayLike,
     defocus_u_A: ArrayLike,
@@ -65,11 +65,15 @@ def _table(
     voltage_kV: ArrayLike,
     spherical_aberration_mm: ArrayLike,
     amplitude_contrast: ArrayLike,
-    phase_shift_deg: ArrayLike,
-    bfactor_A2: ArrayLike,
-    scale: ArrayLike,
+    phase_shift_deg: ArrayLike = 0.0,
+    bfactor_A2: ArrayLike = 0.0,
+    scale: ArrayLike = 1.0,
 ) -> NDArray[np.float64]:
-    """Coefficients of gamma, the envelope's exponent and the scale, (N, 7), for frequencies in Fourier pixels."""
+    """What kernels evaluate CTFs from, (N, 7) float64; arguments as in `ctf`.
+
+    With k in Fourier pixels, gamma is column 0 times k^2, 1 times kx^2 - ky^2, 2 times 2 kx ky, 3 times k^4, and 4; the
+    envelope is the exponential of column 5 times k^2, and 6 the scale.
+    """
     wavelength = wavelength_A(voltage_kV)
     Q = np.asarray(amplitude_contrast, dtype=np.float64)
     frequency_unit = 1.0 / (box_px * np.asarray(pixel_size_A, dtype=np.float64))

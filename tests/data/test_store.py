@@ -288,6 +288,22 @@ def test_selection_of_a_selection_points_to_the_store(store: Store, tmp_path: Pa
     assert open_store(second.path) == second
 
 
+def test_a_selection_may_have_its_own_optics(store: Store, tmp_path: Path) -> None:
+    groups = store.particles().n_groups
+    tilt = np.linspace(0.1, 0.4, groups)
+    first = select(store, np.arange(20), tmp_path / "a.zarr", optics={"beam_tilt_x_mrad": tilt})
+    assert first.particles().optics["beam_tilt_x_mrad"].tolist() == tilt.tolist()
+    # They go with the particles, unless they are replaced again; and the store keeps its own.
+    second = select(first, [3, 5], tmp_path / "b.zarr")
+    assert_same(second.particles(), first.particles().take(np.array([3, 5])))
+    third = select(second, [1], tmp_path / "c.zarr", optics={"beam_tilt_x_mrad": -tilt, "beam_tilt_y_mrad": tilt})
+    assert third.particles().optics["beam_tilt_x_mrad"].tolist() == (-tilt).tolist()
+    assert len({first.fingerprint, second.fingerprint, select(store, [3, 5], tmp_path / "d.zarr").fingerprint}) == 3
+    assert_same(store.particles(), some_particles())
+    with pytest.raises(ValueError, match="shape"):
+        select(store, [1], tmp_path / "e.zarr", optics={"beam_tilt_x_mrad": np.zeros(groups + 1)})
+
+
 def test_empty_selection(store: Store, tmp_path: Path) -> None:
     chosen = select(store, [], tmp_path / "none.zarr")
     assert chosen.n == 0 and len(chosen.particles()) == 0
