@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from dcryo.data import mrc
+from dcryo.data import mrc, star
 from dcryo.data.particles import Particles, identities
-from dcryo.data.store import Store, open_store
+from dcryo.data.run import Run
+from dcryo.data.store import Store, is_store, open_store
 from dcryo.errors import InputError
 from dcryo.kernels import filters, masks
 from dcryo.kernels.ctf import ctf
@@ -120,7 +121,11 @@ def load_dataset(path: Path, seed: int) -> Dataset:
     applied before, and for groups of different pixel sizes.
     """
     store = open_store(path)
-    particles = store.particles()
+    return dataset_of(store, store.particles(), path, seed)
+
+
+def dataset_of(store: Store, particles: Particles, path: Path, seed: int) -> Dataset:
+    """A data set of particles that came from `path`, as `load_dataset` makes it of all that a store has."""
     _check_optics(particles, path)
     n = len(particles)
     halves = _halves(particles, seed, path)
@@ -136,6 +141,24 @@ def load_dataset(path: Path, seed: int) -> Dataset:
     origin_A = particles["origin_A"] if "origin_A" in particles else np.zeros((n, 2))
     origin_px = origin_A / columns.pixel_size_A[:, None]
     return Dataset(store, particles, columns, halves, has_poses, rotation, origin_px)
+
+
+def particles_of(path: Path) -> tuple[Store, Particles, np.ndarray]:
+    """The store behind a store, a selection or a finished run; its particles, with what the run found of them in place
+    of what the store has; and their rows in the store, (n,) int64. InputError where there are none."""
+    if is_store(path):
+        store = open_store(path)
+        return store, store.particles(), np.arange(store.n)
+    record = Run.open(path).record
+    table = path / "particles.star"
+    if record["status"] != "done" or not table.is_file():
+        raise InputError(f"{path}: not a finished run with particles.star, a store or a selection")
+    store = open_store(Path(record["inputs"][0]["path"]))
+    found = star.read_particles(table)
+    rows = rows_in_store(store, found, table)
+    known = store.particles().take(rows)
+    columns = {name: values for name, values in found.columns.items() if name not in Particles.required}
+    return store, replace(known.replace(**columns), extra={**known.extra, **found.extra}), rows
 
 
 def rows_in_store(store: Store, particles: Particles, source: Path) -> np.ndarray:

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from dcryo.data import star
 from dcryo.data.classes import TABLE, read_class_table
 from dcryo.data.particles import Particles, identities
 from dcryo.data.run import Run
 from dcryo.data.store import Store, is_store, open_store, select
 from dcryo.errors import InputError, RunError
-from dcryo.jobs.dataset import rows_in_store
+from dcryo.jobs.dataset import particles_of
 from dcryo.jobs.options import OutOptions, Progress, SeedOptions, argument
 from dcryo.kernels.randomness import generator
 
@@ -76,7 +75,7 @@ def select_particles(options: SelectOptions, *, progress: Progress = print) -> S
     """Select; see `SelectOptions`. InputError for classes or columns that are not there, RunError if none is left."""
     if options.out.suffix != ".zarr":
         raise InputError(f"--out {options.out}: a selection's name ends in .zarr")
-    store, particles, rows = _source(options.source)
+    store, particles, rows = particles_of(options.source)
     reasons = np.full(len(particles), "", dtype=object)
     _by_class(options, particles, reasons)
     for condition in options.where:
@@ -102,20 +101,6 @@ def select_particles(options: SelectOptions, *, progress: Progress = print) -> S
             select(store, rows[left], options.out, columns)
         run.done({"particles": len(left), "before": len(particles), "left_out": left_out})
     return SelectResult(open_store(options.out), len(particles), left_out)
-
-
-def _source(path: Path) -> tuple[Store, Particles, np.ndarray]:
-    """The store, the particles to choose from, with what a run found of them, and their rows in the store."""
-    if is_store(path):
-        store = open_store(path)
-        return store, store.particles(), np.arange(store.n)
-    record = Run.open(path).record
-    if record["status"] != "done" or not (path / "particles.star").is_file():
-        raise InputError(f"{path}: not a finished run with particles.star, a store or a selection")
-    store = open_store(Path(record["inputs"][0]["path"]))
-    particles = star.read_particles(path / "particles.star")
-    rows = rows_in_store(store, particles, path / "particles.star")
-    return store, particles, rows
 
 
 def _by_class(options: SelectOptions, particles: Particles, reasons: np.ndarray) -> None:
