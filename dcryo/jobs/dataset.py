@@ -28,6 +28,8 @@ _SHARDS_PER_HALF = 8
 _SMALLEST_SHARD, _LARGEST_SHARD = 64, 4096
 # The soft edge of the spherical mask, outside its diameter.
 _MASK_EDGE_A, _LEAST_MASK_EDGE_PX = 10.0, 3.0
+# Optics columns, of the schema or other ones, of what `Shard.read` undoes: images that it read do not have that any more.
+UNDONE_BY_READING: tuple[str, ...] = ()
 # Share of the box that the particle is taken to fill where the user does not say.
 DEFAULT_DIAMETER = 0.85
 
@@ -151,14 +153,25 @@ def particles_of(path: Path) -> tuple[Store, Particles, np.ndarray]:
         return store, store.particles(), np.arange(store.n)
     record = Run.open(path).record
     table = path / "particles.star"
-    if record["status"] != "done" or not table.is_file():
+    if record["status"] != "done" or not (table.is_file() or record["job"] == "reconstruct"):
         raise InputError(f"{path}: not a finished run with particles.star, a store or a selection")
     store = open_store(Path(record["inputs"][0]["path"]))
+    if not table.is_file():  # maps of the poses that the store has
+        return store, store.particles(), np.arange(store.n)
     found = star.read_particles(table)
     rows = rows_in_store(store, found, table)
     known = store.particles().take(rows)
     columns = {name: values for name, values in found.columns.items() if name not in Particles.required}
     return store, replace(known.replace(**columns), extra={**known.extra, **found.extra}), rows
+
+
+def as_read(particles: Particles) -> Particles:
+    """What is true of images as `Shard.read` gives them: all but what it undoes."""
+    return replace(
+        particles,
+        optics={name: values for name, values in particles.optics.items() if name not in UNDONE_BY_READING},
+        optics_extra={name: values for name, values in particles.optics_extra.items() if name not in UNDONE_BY_READING},
+    )
 
 
 def rows_in_store(store: Store, particles: Particles, source: Path) -> np.ndarray:
