@@ -28,7 +28,8 @@ _SHARDS_PER_HALF = 8
 _SMALLEST_SHARD, _LARGEST_SHARD = 64, 4096
 # The soft edge of the spherical mask, outside its diameter.
 _MASK_EDGE_A, _LEAST_MASK_EDGE_PX = 10.0, 3.0
-# Optics columns, of the schema or other ones, of what `Shard.read` undoes: images that it read do not have that any more.
+# Optics columns, of the schema or other ones, of what `Shard.read` undoes: images that it read do not have that any
+# more.
 UNDONE_BY_READING: tuple[str, ...] = ()
 # Share of the box that the particle is taken to fill where the user does not say.
 DEFAULT_DIAMETER = 0.85
@@ -297,7 +298,8 @@ def load_reference(store: Store, path: Path) -> np.ndarray:
 class Shard:
     """A task's particles: rows of a store, all of one half, and what is known of them (n, ...) each.
 
-    trusted: (n,) bool, whether the pose is so certain that only its surroundings need to be searched.
+    trusted: (n,) bool, whether the pose is so certain that only its surroundings need to be searched; given_rotation,
+    given_origin_px: the poses that the data set came with.
     """
 
     name: str
@@ -310,6 +312,8 @@ class Shard:
     rotation: np.ndarray
     origin_px: np.ndarray
     trusted: np.ndarray
+    given_rotation: np.ndarray
+    given_origin_px: np.ndarray
 
     def transfer(self, some: slice) -> np.ndarray:
         """CTFs of a batch, (n, P) float32 on `half_plane(D // 2)`."""
@@ -335,7 +339,8 @@ class Shard:
             bad.setdefault(position, f"its CTF reaches {largest[position]:g}; see its B factor and scale")
         images[list(bad)] = np.nan
         values[list(bad)] = 0
-        known = (array[some] for array in (self.group, self.norm, self.scale, self.rotation, self.origin_px))
+        poses = (self.rotation, self.origin_px, self.given_rotation, self.given_origin_px)
+        known = (array[some] for array in (self.group, self.norm, self.scale, *poses))
         return Batch(images, values, *known), bad
 
 
@@ -375,7 +380,8 @@ def shard_rows(
 ) -> Shard:
     """A shard of some rows of a data set. The arrays, (n, ...), are those of all particles."""
     columns = CtfColumns(*(column[rows] for column in data.ctf))
-    known = (array[rows] for array in (data.groups, norm, scale, rotation, origin_px, trusted))
+    of_all = (data.groups, norm, scale, rotation, origin_px, trusted, data.rotation, data.origin_px)
+    known = (array[rows] for array in of_all)
     return Shard(name, data.store, rows, columns, *known)
 
 

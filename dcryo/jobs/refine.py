@@ -8,9 +8,10 @@ sampling (Scheres & Chen 2012).
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dcryo import graph
 from dcryo.cluster import Cluster, check_kind, connect
@@ -20,6 +21,7 @@ from dcryo.data.particles import Particles
 from dcryo.data.run import Run
 from dcryo.errors import InputError, RunError
 from dcryo.jobs import em
+from dcryo.jobs.back_projection import maps_of
 from dcryo.jobs.dataset import Dataset, cut_shards, left_out_rows, load_dataset, load_mask, load_reference
 from dcryo.jobs.memory import check_memory, expectation_bytes
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
@@ -28,9 +30,9 @@ from dcryo.kernels import filters, fsc, rotations, sampling
 from dcryo.kernels.hold import shares
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import resolution_A, shell_at
-from dcryo.kernels.symmetry import operators
+from dcryo.kernels.symmetry import operators, symmetry_broken
 from dcryo.steps.maximisation import HalfFsc
-from dcryo.steps.search import Search, plan_search
+from dcryo.steps.search import Search, Surroundings, plan_local, plan_search
 
 # Shells beyond the resolution that are back-projected too, so that the FSC can grow into them.
 _HEADROOM_SHELLS, _HEADROOM = 12, 0.5
@@ -42,6 +44,8 @@ _PATIENCE, _PATIENCE_AT_NYQUIST = 2, 1
 _ALL_BUT_NYQUIST = 0.95
 # And the poses turn by less than this part of their uncertainty, or it is not for want of patience.
 _SETTLED, _LONG_PATIENCE = 0.5, 6
+# How far poses may be off in a local refinement, where the user does not say.
+_ANGLE_SD_DEG, _SHIFT_SD_A = 5.0, 5.0
 # A pose of this probability is searched for in its surroundings alone, once the resolution allows.
 _TRUSTED = 0.95
 _SPECTRUM_PARTICLES = 1024
@@ -57,7 +61,11 @@ class RefineOptions(OutOptions, ClusterOptions, SeedOptions):
     """
 
     store: Path = argument("store of particles")
-    reference: Path = Field(description="first reference: a map, on any grey scale, white on dark; it is low-passed")
+    reference: Path | None = Field(
+        None,
+        description="first reference: a map, on any grey scale, white on dark; it is low-passed (default with --local and "
+        "--relax: the maps of the poses that the particles came with)",
+    )
     symmetry: str = Field("C1", description="point group: Cn, Dn, T, O, I1, I2, I3 or I4")
     mask_diameter_A: float | None = Field(
         None, gt=0, description="diameter of the particle and of the soft spherical mask (default: 0.85 of the box)"
@@ -69,8 +77,42 @@ class RefineOptions(OutOptions, ClusterOptions, SeedOptions):
     shift_range_A: float | None = Field(
         None, gt=0, description="how far particles may lie from their last centre (default: 0.1 of the diameter)"
     )
+    local: bool = Field(
+        False, description="look only around the poses that the particles came with, which a Gaussian prior holds there"
+    )
+    angle_sd_deg: float | None = Field(
+        None, gt=0, le=90, description="standard deviation of that prior, about each axis (default: 5)"
+    )
+    shift_sd_A: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="the same of shifts, along x and y (default: 5)"
+    )
+    relax: str | None = Field(
+        None,
+        description="point group that poses were found with, but that may be broken: the map is C1, and each pose is "
+        "looked for around its symmetry mates too",
+    )
     non_uniform: bool = Field(False, description="filter references place by place, as their halves predict each other")
     max_iterations: int = Field(30, gt=0, description="stop here even if the run has not converged")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.reference is None and not self.near:
+            raise ValueError(
+                "a search everywhere starts from a reference; give that, or local for poses that are known"
+            )
+        for name in ("angle_sd_deg", "shift_sd_A"):
+            if getattr(self, name) is not None and not self.local:
+                raise ValueError(f"{name} is of the prior of a local refinement; give local too")
+        if self.relax is not None and self.symmetry.upper() != "C1":
+            raise ValueError("relax looks for what breaks a symmetry, so the map is C1; give one of relax and symmetry")
+        if self.near and self.shift_range_A is not None:
+            raise ValueError("shift_range_A is of a search everywhere; local takes shift_sd_A")
+        return self
+
+    @property
+    def near(self) -> bool:
+        """Whether the search starts from the poses that the particles came with."""
+        return self.local or self.relax is not None
 
 
 @dataclass(frozen=True)
@@ -125,13 +167,15 @@ _FIGURES = ("shell", "posed_shell", "best_shell", "best_fsc", "stalled", "last")
 
 @dataclass(frozen=True)
 class _Job:
-    """What stays the same through a refinement."""
+    """What stays the same through a refinement. surroundings: of a search around the poses that particles came with,
+    None for one everywhere."""
 
     options: RefineOptions
     data: Dataset
     mask: np.ndarray
     diameter_A: float
     operators: np.ndarray
+    surroundings: Surroundings | None
     scratch: Path
 
     @property
@@ -152,16 +196,17 @@ def refine(options: RefineOptions, *, progress: Progress = print) -> RefineResul
     group = operators(options.symmetry)
     data = load_dataset(options.store, options.seed)
     mask, diameter = load_mask(data.store, options.mask_diameter_A, options.mask)
-    reference = load_reference(data.store, options.reference)
+    reference = None if options.reference is None else load_reference(data.store, options.reference)
     _check_shift_range(data, options.shift_range_A)
-    inputs = [options.store, options.reference] + ([options.mask] if options.mask else [])
+    surroundings = _surroundings(options, data)
+    inputs = [path for path in (options.store, options.reference, options.mask) if path]
     run = Run.start(
         options.out, "refine", options.model_dump(), inputs, options.seed, options.resume, options.overwrite
     )
     if run.finished:
         return _read(run)
     with run, em.scratch(run.path) as scratch, connect(options.cluster, options.workers) as cluster:
-        job = _Job(options, data, mask, diameter, group, scratch)
+        job = _Job(options, data, mask, diameter, group, surroundings, scratch)
         run.quarantine(data.store.quarantined)
         progress(
             f"{len(data.particles)} particles, box {job.box_px} px of {job.pixel_size_A:g} A, {options.symmetry}, "
@@ -189,6 +234,20 @@ def _check_shift_range(data: Dataset, shift_range_A: float | None) -> None:
         raise InputError(f"--shift-range {shift_range_A:g} A: expected at most half the box, {half:g} A")
 
 
+def _surroundings(options: RefineOptions, data: Dataset) -> Surroundings | None:
+    if not options.near:
+        return None
+    if not data.has_poses:
+        raise InputError(
+            f"{options.store}: the particles have no poses (rlnAngleRot, ...) to look around; dcryo expand RUN "
+            "--symmetry C1 makes a selection with those of a run"
+        )
+    mates = operators(options.relax or "C1")
+    if not options.local:
+        return Surroundings(mates=mates)
+    return Surroundings(options.angle_sd_deg or _ANGLE_SD_DEG, options.shift_sd_A or _SHIFT_SD_A, mates)
+
+
 def _latest(run: Run) -> State | None:
     found = run.latest_checkpoint()
     if found is None:
@@ -197,10 +256,10 @@ def _latest(run: Run) -> State | None:
     return State(iteration, **arrays, **figures)  # type: ignore[arg-type]
 
 
-def _first_state(job: _Job, reference: np.ndarray, cluster: Cluster) -> State:
-    """The low-passed reference, poses unknown, and the mean power of the images as noise."""
+def _first_state(job: _Job, reference: np.ndarray | None, cluster: Cluster) -> State:
+    """The low-passed reference, or that of the poses that are there; those, or none; and the mean power of the images
+    as noise."""
     data, options = job.data, job.options
-    lowpassed = filters.lowpass(reference, job.pixel_size_A, options.initial_lowpass_A)
     n = len(data.particles)
     blank = np.zeros((n, 2))
     ones, nobody = np.ones(n), np.zeros(n, dtype=bool)
@@ -209,20 +268,33 @@ def _first_state(job: _Job, reference: np.ndarray, cluster: Cluster) -> State:
         graph.call(em.mean_power, own, data.n_groups, _SPECTRUM_PARTICLES, name=f"power-{half}")
         for half, own in enumerate(shards, start=1)
     ]
+    noise = np.stack(graph.compute(powers, cluster))
+    if reference is None:
+        references, curve = _maps_of_given_poses(job, cluster)
+        shell = int(fsc.crossing(curve, fsc.GOLD_STANDARD))
+    else:
+        lowpassed = filters.lowpass(reference, job.pixel_size_A, options.initial_lowpass_A)
+        references, curve = np.stack([lowpassed, lowpassed]), np.zeros(job.box_px // 2 + 1)
+        shell = shell_at(options.initial_lowpass_A, job.box_px, job.pixel_size_A)
+    near = job.surroundings
+    if near is not None and len(near.mates) > 1:
+        # As long as the map has the symmetry, so have the posteriors of poses, and the map that they make.
+        references = np.stack([symmetry_broken(volume, near.mates) for volume in references])
+    known = 0 if near is None else near.known_shell(job.box_px, job.pixel_size_A, job.diameter_A)
     return State(
         iteration=0,
-        references=np.stack([lowpassed, lowpassed]),
-        noise_power=np.stack(graph.compute(powers, cluster)),
-        fsc=np.zeros(job.box_px // 2 + 1),
-        rotation=np.tile(np.eye(3), (n, 1, 1)),
-        origin_px=blank,
+        references=references,
+        noise_power=noise,
+        fsc=curve,
+        rotation=np.tile(np.eye(3), (n, 1, 1)) if near is None else data.rotation,
+        origin_px=blank if near is None else data.origin_px,
         norm=np.ones(n),
         scale=np.ones(n),
         log_likelihood=np.zeros(n),
         max_probability=np.zeros(n),
         significant=np.zeros(n, dtype=np.int64),
-        shell=max(shell_at(options.initial_lowpass_A, job.box_px, job.pixel_size_A), 1),
-        posed_shell=0,
+        shell=max(shell, 1),
+        posed_shell=min(known, max(shell, 1)),
         best_shell=0.0,
         best_fsc=0.0,
         stalled=0,
@@ -230,8 +302,41 @@ def _first_state(job: _Job, reference: np.ndarray, cluster: Cluster) -> State:
     )
 
 
+def _maps_of_given_poses(job: _Job, cluster: Cluster) -> tuple[np.ndarray, np.ndarray]:
+    """The regularised map of each half, (2, D, D, D), from the poses that the particles came with, and the FSC under
+    the mask. Of a symmetry that is relaxed it is made with it: which mate of a pose a particle came with says
+    nothing."""
+    assert job.surroundings is not None
+    group = job.surroundings.mates if len(job.surroundings.mates) > 1 else job.operators
+    maps, _ = graph.compute(maps_of(job.data, group, job.mask, job.scratch, last=False), cluster)
+    references = np.stack(maps.regularised)
+    if not (np.isfinite(references).all() and references.any()):
+        raise RunError("the poses of the particles make an empty or not finite map; see the quarantined particles")
+    return references, maps.fsc.masked
+
+
 def _searches(job: _Job, state: State) -> tuple[Search, Search]:
     """The search everywhere, and that of particles whose poses can be trusted: nearby, once the resolution allows."""
+
+    held = shares(state.fsc, float(job.mask.mean()), len(state.norm) / 2 * len(job.operators))
+    unknown_scale = state.iteration == 0 and job.options.reference is not None
+    if job.surroundings is not None:
+        # What the first references, if made with the symmetry, hold on to is the same at all mates.
+        if state.iteration == 0 and len(job.surroundings.mates) > 1:
+            held = np.zeros_like(held)
+        search = plan_local(
+            state.shell,
+            job.box_px,
+            job.pixel_size_A,
+            job.diameter_A,
+            posed_shell=state.posed_shell,
+            shares=held,
+            surroundings=job.surroundings,
+            certainty=float(state.max_probability.mean()),
+            operators=job.operators,
+            profile_scale=unknown_scale,
+        )
+        return search, search
 
     def plan(posed_shell: int) -> Search:
         return plan_search(
@@ -241,10 +346,10 @@ def _searches(job: _Job, state: State) -> tuple[Search, Search]:
             job.diameter_A,
             job.options.shift_range_A or 0.1 * job.diameter_A,
             posed_shell=posed_shell,
-            shares=shares(state.fsc, float(job.mask.mean()), len(state.norm) / 2 * len(job.operators)),
+            shares=held,
             perturbation=turn,
             operators=job.operators,
-            profile_scale=state.iteration == 0,
+            profile_scale=unknown_scale,
         )
 
     # The whole grid is turned anew in each iteration, so that no pose sits on the same grid twice.
@@ -261,8 +366,8 @@ def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Prog
     headroom = max(_HEADROOM_SHELLS, int(_HEADROOM * state.shell))
     shell_max = nyquist if state.last else min(state.shell + headroom, nyquist)
     searches = _searches(job, state)
-    trusted = np.zeros(len(state.norm), dtype=bool)
-    if searches[1].grid_order is None:
+    trusted = np.full(len(state.norm), job.surroundings is not None)
+    if job.surroundings is None and searches[1].grid_order is None:
         trusted = state.max_probability > _TRUSTED
     made = em.iterate(
         shards=_both(

@@ -35,7 +35,7 @@ from dcryo.jobs.dataset import (
     shard_size,
 )
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
-from dcryo.kernels import fsc, slices
+from dcryo.kernels import fsc
 from dcryo.kernels.shells import HalfPlane, half_plane
 from dcryo.kernels.symmetry import operators
 from dcryo.steps import extraction, subtraction
@@ -134,7 +134,8 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Part:
-    """Particles that follow one another in the store, `positions`, as a shard for each half; amplitude: (n,) of each."""
+    """Particles that follow one another in the store, `positions`, as a shard for each half; amplitude: (n,) of
+    each."""
 
     name: str
     shards: tuple[Shard, ...]
@@ -144,8 +145,8 @@ class _Part:
 
 
 def subtract(options: SubtractOptions, *, progress: Progress = print) -> SubtractResult:
-    """Subtract, or revert; see `SubtractOptions`. InputError for bad input, before work starts; RunError where no image is
-    left. A run that goes on does the parts that are not there, to the same bits."""
+    """Subtract, or revert; see `SubtractOptions`. InputError for bad input, before work starts; RunError where no image
+    is left. A run that goes on does the parts that are not there, to the same bits."""
     check_kind(options.cluster)
     if options.revert:
         return _revert(options)
@@ -447,8 +448,8 @@ def _append(writer: Writer, shard: np.ndarray, filled: int, images: np.ndarray) 
 
 
 def _lineage(job: _Job) -> dict[str, Any]:
-    """Where the images came from, and which point of that map is the centre now; of a store that was made so itself, the
-    images before all of it."""
+    """Where the images came from, and which point of that map is the centre now; of a store that was made so itself,
+    the images before all of it."""
     before = job.data.store.source
     if "centre_px" in before:
         return {"store": before["store"], "centre_px": (np.array(before["centre_px"]) + job.centre_px).tolist()}

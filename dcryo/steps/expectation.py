@@ -65,7 +65,7 @@ class Batch(NamedTuple):
 
     images: (n, D, D) float32; ctf: (n, P) float32 on `half_plane(D // 2)`; group: (n,) int, row of the noise spectra;
     norm: (n,) divides the image; scale: (n,) multiplies the CTF; rotation: (n, 3, 3) and origin_px: (n, 2), the last
-    poses, around which is searched.
+    poses, around which is searched; given_rotation, given_origin_px: those that the particles came with.
     """
 
     images: np.ndarray
@@ -75,6 +75,8 @@ class Batch(NamedTuple):
     scale: np.ndarray
     rotation: np.ndarray
     origin_px: np.ndarray
+    given_rotation: np.ndarray
+    given_origin_px: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -178,10 +180,10 @@ def _model(batch: Batch, variance: np.ndarray, pixels: HalfPlane) -> Weighed:
 
 
 def _starts(batch: Batch, model: Weighed, search: Search, pixels: HalfPlane, grid: Grid | None) -> Components:
-    """Where the poses of each image start to climb: the last one, or the best rotations of the grid."""
+    """Where the poses of each image start to climb: the last one and its mates, or the best rotations of the grid."""
     n = len(batch.images)
     if search.grid_order is None:
-        return modes.started(batch.rotation, np.zeros((n, 2)), np.arange(n + 1))
+        return _last_poses(batch, search)
     if grid is None:
         raise ValueError("a search that looks everywhere needs its grid")
     count = grid.slices.shape[1]
@@ -198,6 +200,23 @@ def _starts(batch: Batch, model: Weighed, search: Search, pixels: HalfPlane, gri
             chosen_shift.append(best_shift[index])
     start = np.concatenate([[0], np.cumsum([len(index) for index in chosen])])
     return modes.started(grid.rotation[np.concatenate(chosen)], shifts[np.concatenate(chosen_shift)], start)
+
+
+def _last_poses(batch: Batch, search: Search) -> Components:
+    """The last pose of each image and its mates, each anchored to the nearest mate of the pose that the image came
+    with."""
+    n, mates = len(batch.images), search.mates
+    starts = batch.rotation[:, None] @ mates
+    given = batch.given_rotation[:, None] @ mates
+    nearest = np.einsum("igab,ihab->igh", starts, given).argmax(axis=2)
+    return modes.started(
+        starts.reshape(-1, 3, 3),
+        np.zeros((n * len(mates), 2)),
+        np.arange(n + 1) * len(mates),
+        given[np.arange(n)[:, None], nearest].reshape(-1, 3, 3),
+        np.repeat(batch.given_origin_px - batch.origin_px, len(mates), axis=0),
+        np.tile([search.held_last, *[search.held_mates] * (len(mates) - 1)], n),
+    )
 
 
 def _of_images(components: Components, probability: np.ndarray, usable: np.ndarray) -> tuple[Components, np.ndarray]:

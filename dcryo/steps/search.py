@@ -57,6 +57,9 @@ class Search:
     fraction: float = 0.999
     maximum: int = 32
     temperature: float = 3.0
+    mates: np.ndarray = field(default_factory=lambda: NO_SYMMETRY)
+    held_last: float = 1.0
+    held_mates: float = 0.0
 
 
 def plan_search(
@@ -81,9 +84,7 @@ def plan_search(
     resolution = resolution_A(max(shell, 1), box_px, pixel_size_A)
     if posed_shell > 0 and resolution <= _LOCAL_RESOLUTION * radius_A:
         levels = (shell,) if shell <= _NEARLY * posed_shell else _doubling(max(posed_shell, shell // 2, 1), shell)
-        reach_A = resolution_A(levels[0], box_px, pixel_size_A)
-        held = [_HOLD * hold(shares[: level + 1], radius_A / pixel_size_A, box_px) for level in levels]
-        windows = tuple(Window(reach_A / radius_A, reach_A / pixel_size_A, of_level) for of_level in held)
+        windows = _around_last(levels, box_px, pixel_size_A, radius_A, shares)
         return Search(None, levels, 0.0, 0.0, windows, perturbation, operators, profile_scale)
     order = min(max(order_for_step(math.degrees(_GRID_EDGE_A / radius_A)), COARSEST_ORDER), FINEST_ORDER)
     edge_A = math.radians(step_deg(order)) * radius_A
@@ -101,6 +102,64 @@ def plan_search(
         operators=operators,
         profile_scale=profile_scale,
     )
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """How far a local search looks. turn_sd_deg, shift_sd_A: of a Gaussian prior about the poses that particles came
+    with, without limit where there is none; mates: see `Search`."""
+
+    turn_sd_deg: float = math.inf
+    shift_sd_A: float = math.inf
+    mates: np.ndarray = field(default_factory=lambda: NO_SYMMETRY)
+
+    def known_shell(self, box_px: int, pixel_size_A: float, diameter_A: float) -> int:
+        """Up to which shell poses with these errors are known: what the edge of the particle moves by. At least 1, and
+        the last where there is no prior."""
+        off_A = max(math.radians(self.turn_sd_deg) * diameter_A / 2, self.shift_sd_A)
+        return max(shell_at(off_A, box_px, pixel_size_A), 1) if math.isfinite(off_A) else box_px // 2
+
+
+def plan_local(
+    shell: int,
+    box_px: int,
+    pixel_size_A: float,
+    diameter_A: float,
+    posed_shell: int,
+    shares: np.ndarray,
+    surroundings: Surroundings,
+    certainty: float,
+    operators: np.ndarray = NO_SYMMETRY,
+    profile_scale: bool = False,
+) -> Search:
+    """The search of an iteration that looks around the last poses only, whatever the resolution; see `plan_search`.
+
+    posed_shell: resolution that the last poses are good to, at least 1; certainty: mean probability of the last poses,
+    the rest of which is on their mates.
+    """
+    levels = (shell,) if shell <= _NEARLY * posed_shell else _doubling(posed_shell, shell)
+    anchored = math.radians(surroundings.turn_sd_deg), surroundings.shift_sd_A / pixel_size_A
+    windows = tuple(
+        window._replace(anchored_rad=anchored[0], anchored_px=anchored[1])
+        for window in _around_last(levels, box_px, pixel_size_A, diameter_A / 2, shares)
+    )
+    others = len(surroundings.mates) - 1
+    return Search(
+        None, levels, 0.0, 0.0, windows, np.eye(3), operators, profile_scale,
+        maximum=max(32, others + 1),
+        mates=surroundings.mates,
+        held_last=certainty if others else 1.0,
+        held_mates=(1 - certainty) / others if others else 0.0,
+    )  # fmt: skip
+
+
+def _around_last(
+    levels: tuple[int, ...], box_px: int, pixel_size_A: float, radius_A: float, shares: np.ndarray
+) -> tuple[Window, ...]:
+    """Windows about the last poses: as far as the first level can tell poses apart."""
+    reach_A = resolution_A(levels[0], box_px, pixel_size_A)
+    held = [_HOLD * hold(shares[: level + 1], radius_A / pixel_size_A, box_px) for level in levels]
+    return tuple(Window(reach_A / radius_A, reach_A / pixel_size_A, of_level) for of_level in held)
 
 
 def _doubling(first: int, last: int) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """Projections of a part of the map taken off the images, and images moved onto another point of the map.
 
-An image X is taken to be a C (S_outside + S_inside) and noise: S are the slices of the two parts of the map at the image's
-pose, C is its CTF. How strong the part outside is in an image, a, is found beside a free amplitude of the part inside, so
-that a part inside that is missing, bound or moved does not change what is subtracted.
+An image X is taken to be a C (S_outside + S_inside) and noise: S are the slices of the two parts of the map at the
+image's pose, C is its CTF. How strong the part outside is in an image, a, is found beside a free amplitude of the part
+inside, so that a part inside that is missing, bound or moved does not change what is subtracted.
 """
 
 from typing import NamedTuple
@@ -92,19 +92,21 @@ def measure(
 def own_score(fsc: np.ndarray, part: np.ndarray, images: int, last_shell: int) -> float:
     """What an image's own noise adds to `cross`, for it is in the map that it is compared with (`hold.hold`).
 
-    fsc: (D // 2 + 1,) that filtered the map; part: mask (D, D, D) of the part outside; images: in the half that made it,
-    times the order of the symmetry.
+    fsc: (D // 2 + 1,) that filtered the map; part: mask (D, D, D) of the part outside; images: in the half that made
+    it, times the order of the symmetry.
     """
     used = shares(fsc[: last_shell + 1], float(part.mean()), images)
     return float(hold(used, 0.0, len(part))[-1])
 
 
 def amplitudes(measured: Amplitudes, group: np.ndarray, own_score: float) -> np.ndarray:
-    """Amplitude of the part outside in each of n images, (n,): that of its group (n,), and its own as far as it is known.
+    """Amplitude of the part outside in each of n images, (n,): that of its group (n,), and its own as far as it is
+    known.
 
     own_score: what there is in each `cross` that is noise.
-    Group by group, amplitudes are taken to be normal about their mean with the spread that is left of their scatter once
-    their errors are taken off (empirical Bayes: DerSimonian & Laird 1986, eq. 9), so that weak images get that mean.
+    Group by group, amplitudes are taken to be normal about their mean with the spread that is left of their scatter
+    once their errors are taken off (empirical Bayes: DerSimonian & Laird 1986, eq. 9), so that weak images get that
+    mean.
     """
     found = np.ones(len(group))
     for number in np.unique(group):
@@ -148,8 +150,8 @@ def moved_boxes(images: np.ndarray, moved_px: np.ndarray, box_px: int) -> np.nda
 
 
 def moved_map(volume: np.ndarray, centre_px: np.ndarray, box_px: int) -> np.ndarray:
-    """A map (D, D, D) whose point `centre_px` (3,), x y z in whole pixels from the box centre, comes to the centre of a box
-    of `box_px`. As in images, what leaves the box comes in at the other side."""
+    """A map (D, D, D) whose point `centre_px` (3,), x y z in whole pixels from the box centre, comes to the centre of a
+    box of `box_px`. As in images, what leaves the box comes in at the other side."""
     return filters.pad_or_crop(np.roll(volume, tuple(-centre_px[::-1]), axis=(0, 1, 2)), box_px)
 
 
@@ -163,6 +165,6 @@ def centre_of_mass_px(mask: np.ndarray) -> np.ndarray:
 def reverted_origins_px(
     origin_px: np.ndarray, rotation: np.ndarray, moved_px: np.ndarray, centre_px: np.ndarray
 ) -> np.ndarray:
-    """Origins (n, 2) in the images before their boxes were moved by (n, 2), of the map before the point `centre_px` (3,)
-    came to its centre; the inverse of what `extraction.recentred` does to origins, at any poses (n, 3, 3)."""
+    """Origins (n, 2) in the images before their boxes were moved by (n, 2), of the map before the point `centre_px`
+    (3,) came to its centre; the inverse of what `extraction.recentred` does to origins, at any poses (n, 3, 3)."""
     return np.asarray(origin_px - moved_px + (rotation @ centre_px)[:, :2])

@@ -60,7 +60,7 @@ class Particles:
         images += self.noise_sigma * rng.standard_normal(images.shape).astype(np.float32)
         ones = np.ones(count)
         unknown = np.tile(np.eye(3), (count, 1, 1)), np.zeros((count, 2))
-        self.batch = Batch(images, transfer, np.zeros(count, np.int64), ones, ones, *unknown)
+        self.batch = Batch(images, transfer, np.zeros(count, np.int64), ones, ones, *unknown, *unknown)
         self.volume = naive.blob_volume(centres, amplitudes, SIGMA, BOX)
         self.reference = slices.prepare(self.volume, BOX // 2)
 
@@ -493,7 +493,7 @@ def test_power_is_the_mean_square_of_the_transform():
     norm = np.array([1.0, 2.0, 1.0, 0.5, 1.0, 1.0])
     group = np.array([0, 2, 2, 2, 0, 0])
     nothing = np.zeros(6)
-    found, count = expectation.power(Batch(images, nothing, group, norm, nothing, nothing, nothing), 3)
+    found, count = expectation.power(Batch(images, nothing, group, norm, *[nothing] * 5), 3)
     every, expected = half_plane(8), np.zeros((3, 9))
     for row in (0, 1, 3, 4, 5):
         squared = np.abs(np.fft.rfft2(np.fft.ifftshift(images[row]))[every.ky, every.kx] / norm[row]) ** 2

@@ -52,7 +52,9 @@ def batch_of(reference: np.ndarray, noise: float) -> Batch:
             transforms[:, -ky, 0] = value.conj()
     images = fft.irfft2(transforms, BOX) + noise * rng.standard_normal((N, BOX, BOX)).astype(np.float32)
     norm = rng.uniform(0.5, 2, N)
-    return Batch(images.astype(np.float32), values, np.zeros(N, int), norm, np.ones(N), rotation, origin)
+    return Batch(
+        images.astype(np.float32), values, np.zeros(N, int), norm, np.ones(N), rotation, origin, rotation, origin
+    )
 
 
 def by_hand(batch: Batch, reference: np.ndarray) -> np.ndarray:
