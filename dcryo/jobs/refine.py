@@ -31,6 +31,7 @@ from dcryo.kernels.hold import shares
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import resolution_A, shell_at
 from dcryo.kernels.symmetry import operators, symmetry_broken
+from dcryo.steps import maximisation
 from dcryo.steps.maximisation import HalfFsc
 from dcryo.steps.search import Search, Surroundings, plan_local, plan_search
 
@@ -63,8 +64,8 @@ class RefineOptions(OutOptions, ClusterOptions, SeedOptions):
     store: Path = argument("store of particles")
     reference: Path | None = Field(
         None,
-        description="first reference: a map, on any grey scale, white on dark; it is low-passed (default with --local and "
-        "--relax: the maps of the poses that the particles came with)",
+        description="first reference: a map, on any grey scale, white on dark; it is low-passed (default with --local "
+        "and --relax: the maps of the poses that the particles came with)",
     )
     symmetry: str = Field("C1", description="point group: Cn, Dn, T, O, I1, I2, I3 or I4")
     mask_diameter_A: float | None = Field(
@@ -177,6 +178,12 @@ class _Job:
     operators: np.ndarray
     surroundings: Surroundings | None
     scratch: Path
+
+    @property
+    def places(self) -> int:
+        """In how many places of the map an image has its share: of a symmetry that is relaxed, most of what holds a
+        pose is common to its mates."""
+        return len(self.operators) if self.surroundings is None else len(self.operators) * len(self.surroundings.mates)
 
     @property
     def box_px(self) -> int:
@@ -318,12 +325,9 @@ def _maps_of_given_poses(job: _Job, cluster: Cluster) -> tuple[np.ndarray, np.nd
 def _searches(job: _Job, state: State) -> tuple[Search, Search]:
     """The search everywhere, and that of particles whose poses can be trusted: nearby, once the resolution allows."""
 
-    held = shares(state.fsc, float(job.mask.mean()), len(state.norm) / 2 * len(job.operators))
+    held = shares(state.fsc, float(job.mask.mean()), len(state.norm) / 2 * job.places)
     unknown_scale = state.iteration == 0 and job.options.reference is not None
     if job.surroundings is not None:
-        # What the first references, if made with the symmetry, hold on to is the same at all mates.
-        if state.iteration == 0 and len(job.surroundings.mates) > 1:
-            held = np.zeros_like(held)
         search = plan_local(
             state.shell,
             job.box_px,
@@ -332,7 +336,6 @@ def _searches(job: _Job, state: State) -> tuple[Search, Search]:
             posed_shell=state.posed_shell,
             shares=held,
             surroundings=job.surroundings,
-            certainty=float(state.max_probability.mean()),
             operators=job.operators,
             profile_scale=unknown_scale,
         )
@@ -382,6 +385,12 @@ def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Prog
         last=state.last,
         local_filters=job.options.non_uniform,
     )
+    near = job.surroundings
+    if near is not None and len(near.mates) > 1 and made.maps.regularised is not None:
+        task = graph.call(
+            maximisation.relaxed, made.maps.regularised, made.maps.plain, job.mask, near.mates, name="relax"
+        )
+        made = made._replace(maps=made.maps._replace(regularised=graph.compute(task, cluster)))
     for plain in made.maps.plain:
         if not (np.isfinite(plain).all() and np.any(plain)):
             raise RunError(f"iteration {number} gave an empty or not finite map; see the quarantined particles")

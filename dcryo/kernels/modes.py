@@ -44,9 +44,9 @@ class Components(NamedTuple):
 
     start: (n + 1,) int64; rotation: (K, 3, 3); shift: (K, 2) px, from the last origin; centre: (K, 3, 3), the middle of
     each one's window, that of shifts being the last origin; anchor: (K, 3, 3) and anchor_shift: (K, 2), about which the
-    prior is, if there is one; held: (K,), part of the reference's hold on the last poses that is on this one; score:
-    (K,) log-likelihood of the mode over that of an empty image; log_weight: (K,) log of the posterior mass, up to a
-    constant of the image; hessian: (K, 5, 5) of minus the log-posterior, window included.
+    prior is, if there is one; score: (K,) log-likelihood of the mode over that of an empty image; log_weight: (K,) log
+    of the posterior mass, up to a constant of the image; hessian: (K, 5, 5) of minus the log-posterior, window
+    included.
     """
 
     start: np.ndarray
@@ -55,7 +55,6 @@ class Components(NamedTuple):
     centre: np.ndarray
     anchor: np.ndarray
     anchor_shift: np.ndarray
-    held: np.ndarray
     score: np.ndarray
     log_weight: np.ndarray
     hessian: np.ndarray
@@ -93,12 +92,11 @@ def started(
     start: np.ndarray,
     anchors: np.ndarray | None = None,
     anchor_shifts_px: np.ndarray | None = None,
-    held: np.ndarray | None = None,
 ) -> Components:
     """Components that have not climbed yet, each in the middle of its window.
 
     rotations: (K, 3, 3); shifts_px: (K, 2); start: (n + 1,); anchors: (K, 3, 3) and anchor_shifts_px: (K, 2), by
-    default where they start; held: (K,), by default 1.
+    default where they start.
     """
     count = len(rotations)
     return Components(
@@ -108,7 +106,6 @@ def started(
         np.array(rotations, dtype=np.float64),
         np.array(rotations if anchors is None else anchors, dtype=np.float64),
         np.array(shifts_px if anchor_shifts_px is None else anchor_shifts_px, dtype=np.float64),
-        np.ones(count) if held is None else np.array(held, dtype=np.float64),
         np.zeros(count),
         np.zeros(count),
         np.zeros((count, PARAMETERS, PARAMETERS)),
@@ -300,7 +297,7 @@ def _climb_all(components, view, images, weights, window, profile):  # type: ign
             value, score = _climb_one(
                 components.rotation[n], components.shift[n], components.hessian[n], components.centre[n],
                 components.anchor[n], components.anchor_shift[n], view, images[i], weights[i], prior, anchoring,
-                window.hold * components.held[n], profile, work, away,
+                window.hold, profile, work, away,
             )  # fmt: skip
             components.score[n] = score
             # Laplace: the integral over window times likelihood around the mode.

@@ -215,7 +215,6 @@ def _last_poses(batch: Batch, search: Search) -> Components:
         np.arange(n + 1) * len(mates),
         given[np.arange(n)[:, None], nearest].reshape(-1, 3, 3),
         np.repeat(batch.given_origin_px - batch.origin_px, len(mates), axis=0),
-        np.tile([search.held_last, *[search.held_mates] * (len(mates) - 1)], n),
     )
 
 

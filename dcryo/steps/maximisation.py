@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dcryo.kernels import fsc, non_uniform, solve
+from dcryo.kernels import fft, fsc, non_uniform, solve
+from dcryo.kernels.alignment import turned_sum
+from dcryo.kernels.shells import volume_shells
 
 
 class HalfFsc(NamedTuple):
@@ -75,6 +77,33 @@ def local_filters(regularised: Sequence[np.ndarray], plain: Sequence[np.ndarray]
 def filtered(regularised: np.ndarray, place: np.ndarray, halves: HalfFsc) -> np.ndarray:
     """A regularised map with the filter of each place, which both halves have in common."""
     return non_uniform.apply(regularised, place, halves.masked)
+
+
+def relaxed(
+    regularised: Sequence[np.ndarray], plain: Sequence[np.ndarray], mask: np.ndarray, operators: np.ndarray
+) -> list[np.ndarray]:
+    """The references of the two halves where a symmetry is relaxed: what subunits have in common as it was regularised,
+    and what they differ by filtered by its own FSC between the halves, which says how much of it is signal.
+
+    A map has far more signal in what subunits have in common, so that one filter for both would leave the noise of the
+    difference, and poses would follow it from mate to mate. operators: (G, 3, 3) of the symmetry.
+    """
+    common = [_common(volume, operators)[1] for volume in regularised]
+    parts = [_common(volume, operators) for volume in plain]
+    apart = [whole - shared for whole, shared in parts]
+    gain = np.clip(fsc.shell_correlation(apart[0] * mask, apart[1] * mask), 0, 1).astype(np.float32)
+    shells = volume_shells(len(mask))
+    gain = np.append(gain, np.zeros(shells.max() + 1 - len(gain), dtype=np.float32))
+    return [
+        shared + fft.irfftn(fft.rfftn(difference) * gain[shells], len(mask))
+        for shared, difference in zip(common, apart, strict=True)
+    ]
+
+
+def _common(volume: np.ndarray, operators: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A map, and the mean of it and its symmetry mates; interpolation does the same to both."""
+    nowhere = np.zeros(3)
+    return turned_sum(volume, np.eye(3)[None], nowhere), turned_sum(volume, operators, nowhere) / len(operators)
 
 
 def merged_map(

@@ -58,8 +58,6 @@ class Search:
     maximum: int = 32
     temperature: float = 3.0
     mates: np.ndarray = field(default_factory=lambda: NO_SYMMETRY)
-    held_last: float = 1.0
-    held_mates: float = 0.0
 
 
 def plan_search(
@@ -128,14 +126,12 @@ def plan_local(
     posed_shell: int,
     shares: np.ndarray,
     surroundings: Surroundings,
-    certainty: float,
     operators: np.ndarray = NO_SYMMETRY,
     profile_scale: bool = False,
 ) -> Search:
     """The search of an iteration that looks around the last poses only, whatever the resolution; see `plan_search`.
 
-    posed_shell: resolution that the last poses are good to, at least 1; certainty: mean probability of the last poses,
-    the rest of which is on their mates.
+    posed_shell: resolution that the last poses are good to, at least 1.
     """
     levels = (shell,) if shell <= _NEARLY * posed_shell else _doubling(posed_shell, shell)
     anchored = math.radians(surroundings.turn_sd_deg), surroundings.shift_sd_A / pixel_size_A
@@ -143,13 +139,10 @@ def plan_local(
         window._replace(anchored_rad=anchored[0], anchored_px=anchored[1])
         for window in _around_last(levels, box_px, pixel_size_A, diameter_A / 2, shares)
     )
-    others = len(surroundings.mates) - 1
     return Search(
         None, levels, 0.0, 0.0, windows, np.eye(3), operators, profile_scale,
-        maximum=max(32, others + 1),
+        maximum=max(32, len(surroundings.mates)),
         mates=surroundings.mates,
-        held_last=certainty if others else 1.0,
-        held_mates=(1 - certainty) / others if others else 0.0,
     )  # fmt: skip
 
 

@@ -533,3 +533,33 @@ def test_back_projection_at_given_poses(clear, innovation):
             expected, batch.rotation[row][None], image.astype(np.complex64)[None], transfer[None] ** 2, pixels, BOX
         )
     np.testing.assert_allclose(volume, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_search_around_mates_finds_the_pose_wherever_among_them_it_starts(clear):
+    group = operators("C4")
+    batch = clear.near_the_truth()
+    plain = clear.fold(nearby(), batch)[1]
+    mates = np.arange(len(clear.rotation)) % 4
+    turned = batch._replace(rotation=batch.rotation @ group[mates])
+    lost, found = (clear.fold(nearby(mates=of), turned)[1] for of in (NOBODY, group))
+    off, before = (angle_between_deg(of.rotation, clear.rotation) for of in (found, plain))
+    assert np.median(off) < 1.05 * np.median(before) and off.max() < 5
+    assert np.median(angle_between_deg(lost.rotation[mates > 0], clear.rotation[mates > 0])) > 60
+    np.testing.assert_allclose(found.log_likelihood, plain.log_likelihood, rtol=1e-3)
+    assert (found.significant <= 4).all() and (found.significant >= 1).all()
+
+
+def test_a_pose_is_anchored_to_the_nearest_mate_of_the_one_that_it_came_with(clear):
+    group = operators("C4")
+    batch = clear.near_the_truth()
+    away = matrix_from_rotvec(np.deg2rad([0.0, 3.0, 0.0]))
+    given_ = away @ batch.rotation @ group[np.arange(len(clear.rotation)) % 4]
+    batch = batch._replace(given_rotation=given_, given_origin_px=batch.origin_px + np.array([0.5, 0.0]))
+    search = nearby(mates=group)
+    tight = tuple(window._replace(anchored_rad=1e-3, anchored_px=1e-2) for window in search.windows)
+    found = clear.fold(replace(search, windows=tight), batch)[1]
+    apart = angle_between_deg(found.rotation[:, None], given_[:, None] @ group)
+    assert apart.min(axis=1).max() < 0.5
+    np.testing.assert_allclose(found.origin_px, batch.given_origin_px, atol=0.1)
+    # And the prior does not choose among mates: the image does.
+    assert np.median(angle_between_deg(found.rotation, clear.rotation)) < 8
