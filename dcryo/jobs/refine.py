@@ -30,7 +30,7 @@ from dcryo.kernels import filters, fsc, rotations, sampling
 from dcryo.kernels.hold import shares
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import resolution_A, shell_at
-from dcryo.kernels.symmetry import operators, symmetry_broken
+from dcryo.kernels.symmetry import operators
 from dcryo.steps import maximisation
 from dcryo.steps.maximisation import HalfFsc
 from dcryo.steps.search import Search, Surroundings, plan_local, plan_search
@@ -47,6 +47,8 @@ _ALL_BUT_NYQUIST = 0.95
 _SETTLED, _LONG_PATIENCE = 0.5, 6
 # How far poses may be off in a local refinement, where the user does not say.
 _ANGLE_SD_DEG, _SHIFT_SD_A = 5.0, 5.0
+# Symmetry mates are told apart at temperatures from this part of the log-likelihood down, each that much of the last.
+_HEAT, _COOLING, _ALIKE = 0.1, 0.7, 1e6
 # A pose of this probability is searched for in its surroundings alone, once the resolution allows.
 _TRUSTED = 0.95
 _SPECTRUM_PARTICLES = 1024
@@ -180,10 +182,16 @@ class _Job:
     scratch: Path
 
     @property
+    def mates(self) -> np.ndarray | None:
+        """Operators of a symmetry that is relaxed, (G, 3, 3); None where none is."""
+        near = self.surroundings
+        return None if near is None or len(near.mates) == 1 else near.mates
+
+    @property
     def places(self) -> int:
         """In how many places of the map an image has its share: of a symmetry that is relaxed, most of what holds a
         pose is common to its mates."""
-        return len(self.operators) if self.surroundings is None else len(self.operators) * len(self.surroundings.mates)
+        return len(self.operators) * (1 if self.mates is None else len(self.mates))
 
     @property
     def box_px(self) -> int:
@@ -284,9 +292,6 @@ def _first_state(job: _Job, reference: np.ndarray | None, cluster: Cluster) -> S
         references, curve = np.stack([lowpassed, lowpassed]), np.zeros(job.box_px // 2 + 1)
         shell = shell_at(options.initial_lowpass_A, job.box_px, job.pixel_size_A)
     near = job.surroundings
-    if near is not None and len(near.mates) > 1:
-        # As long as the map has the symmetry, so have the posteriors of poses, and the map that they make.
-        references = np.stack([symmetry_broken(volume, near.mates) for volume in references])
     known = 0 if near is None else near.known_shell(job.box_px, job.pixel_size_A, job.diameter_A)
     return State(
         iteration=0,
@@ -313,8 +318,7 @@ def _maps_of_given_poses(job: _Job, cluster: Cluster) -> tuple[np.ndarray, np.nd
     """The regularised map of each half, (2, D, D, D), from the poses that the particles came with, and the FSC under
     the mask. Of a symmetry that is relaxed it is made with it: which mate of a pose a particle came with says
     nothing."""
-    assert job.surroundings is not None
-    group = job.surroundings.mates if len(job.surroundings.mates) > 1 else job.operators
+    group = job.operators if job.mates is None else job.mates
     maps, _ = graph.compute(maps_of(job.data, group, job.mask, job.scratch, last=False), cluster)
     references = np.stack(maps.regularised)
     if not (np.isfinite(references).all() and references.any()):
@@ -338,6 +342,7 @@ def _searches(job: _Job, state: State) -> tuple[Search, Search]:
             surroundings=job.surroundings,
             operators=job.operators,
             profile_scale=unknown_scale,
+            last_temperature=_temperature(job, state),
         )
         return search, search
 
@@ -385,16 +390,12 @@ def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Prog
         last=state.last,
         local_filters=job.options.non_uniform,
     )
-    near = job.surroundings
-    if near is not None and len(near.mates) > 1 and made.maps.regularised is not None:
-        task = graph.call(
-            maximisation.relaxed, made.maps.regularised, made.maps.plain, job.mask, near.mates, name="relax"
-        )
-        made = made._replace(maps=made.maps._replace(regularised=graph.compute(task, cluster)))
     for plain in made.maps.plain:
         if not (np.isfinite(plain).all() and np.any(plain)):
             raise RunError(f"iteration {number} gave an empty or not finite map; see the quarantined particles")
     updated = _update(job, state, made, shell_max)
+    if job.mates is not None and not state.last:
+        updated = _relaxed(job, updated, made, job.mates, cluster)
     for half, result in enumerate(made.halves, start=1):
         run.quarantine(left_out_rows(job.data, half, [shard.left_out for shard in result.shards]))
     figures = _figures(job, state, updated, made, shell_max) | {
@@ -408,6 +409,33 @@ def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Prog
         f"everywhere, poses known to {figures['angular_sd_deg']:.2f} deg, {figures['seconds']:.1f} s"
     )
     return updated, made
+
+
+def _relaxed(job: _Job, state: State, made: em.Iteration, mates: np.ndarray, cluster: Cluster) -> State:
+    """The state after an iteration in which a symmetry is relaxed."""
+    if state.iteration == 1:
+        # The map has the symmetry, and so has all that would come of it.
+        task = graph.call(maximisation.broken, made.maps.regularised, mates, name="break")
+        return replace(state, references=np.stack(graph.compute(task, cluster)), stalled=0)
+    task = graph.call(
+        maximisation.relaxed, made.maps.regularised, made.maps.plain, job.mask, mates, name="relax", parts=2
+    )
+    references, turn = graph.compute([task[0], task[1]], cluster)
+    rotation = state.rotation.copy()
+    second = job.data.rows_of(2)
+    rotation[second] = rotation[second] @ turn.T
+    stalled = 0 if _temperature(job, state) > 1 else state.stalled
+    return replace(state, references=np.stack(references), rotation=rotation, stalled=stalled)
+
+
+def _temperature(job: _Job, state: State) -> float:
+    """What log-weights of symmetry mates are divided by: first so much that all are alike, then less and less, so that
+    the poses fall into what makes most difference, not into what happened to be first (Ueda & Nakano 1998)."""
+    if job.mates is None:
+        return 1.0
+    if state.iteration == 0:
+        return _ALIKE
+    return max(1.0, _HEAT * float(state.log_likelihood.mean()) * _COOLING ** (state.iteration - 1))
 
 
 def _both(items) -> tuple:  # type: ignore[no-untyped-def]
@@ -440,7 +468,7 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
     surer = columns["max_probability"].mean() > state.max_probability.mean() + _PROGRESS_PROBABILITY
     stalled = 0 if better or surer else state.stalled + 1
     patience = _PATIENCE_AT_NYQUIST if crossing >= _ALL_BUT_NYQUIST * (job.box_px // 2) else _PATIENCE
-    converged = stalled >= patience and (settled or stalled >= _LONG_PATIENCE)
+    converged = stalled >= patience and _temperature(job, state) == 1 and (settled or stalled >= _LONG_PATIENCE)
     number = state.iteration + 1
     return replace(
         state,

@@ -155,7 +155,7 @@ def fold(
     for shell, window in zip(search.shells, search.windows, strict=True):
         view = derivatives.view(reference, pixels, shell, box)
         components = modes.climb(components, view, model.data, model.weight, window, search.profile_scale)
-        temperature = 1.0 if shell == search.shells[-1] else search.temperature
+        temperature = search.last_temperature if shell == search.shells[-1] else search.temperature
         components, probability = modes.settled(
             components, search.operators, temperature, search.fraction, search.maximum
         )

@@ -8,6 +8,10 @@ import numpy as np
 from dcryo.kernels import fft, fsc, non_uniform, solve
 from dcryo.kernels.alignment import turned_sum
 from dcryo.kernels.shells import volume_shells
+from dcryo.kernels.symmetry import symmetry_broken
+
+# Correlations are taken to be at most this, and a turn to be right if it is so much likelier than none.
+_SAME, _CLEARLY = 0.999, 10.0
 
 
 class HalfFsc(NamedTuple):
@@ -79,25 +83,48 @@ def filtered(regularised: np.ndarray, place: np.ndarray, halves: HalfFsc) -> np.
     return non_uniform.apply(regularised, place, halves.masked)
 
 
+def broken(regularised: Sequence[np.ndarray], operators: np.ndarray) -> list[np.ndarray]:
+    """References whose subunits differ, the same in both halves, to begin with where a symmetry is relaxed."""
+    return [symmetry_broken(_common(volume, operators)[1], operators) for volume in regularised]
+
+
+class Relaxed(NamedTuple):
+    """References (2 of (D, D, D)) of a relaxed symmetry, and the operator by which the second was turned onto the
+    first."""
+
+    references: list[np.ndarray]
+    turn: np.ndarray
+
+
 def relaxed(
     regularised: Sequence[np.ndarray], plain: Sequence[np.ndarray], mask: np.ndarray, operators: np.ndarray
-) -> list[np.ndarray]:
+) -> Relaxed:
     """The references of the two halves where a symmetry is relaxed: what subunits have in common as it was regularised,
     and what they differ by filtered by its own FSC between the halves, which says how much of it is signal.
 
     A map has far more signal in what subunits have in common, so that one filter for both would leave the noise of the
-    difference, and poses would follow it from mate to mate. operators: (G, 3, 3) of the symmetry.
+    difference, and poses would follow it from mate to mate. Which subunit is the odd one is another in each half,
+    unless it is settled between them: the second half is turned where that makes its differences those of the first.
+    operators: (G, 3, 3) of the symmetry.
     """
     common = [_common(volume, operators)[1] for volume in regularised]
-    parts = [_common(volume, operators) for volume in plain]
-    apart = [whole - shared for whole, shared in parts]
-    gain = np.clip(fsc.shell_correlation(apart[0] * mask, apart[1] * mask), 0, 1).astype(np.float32)
-    shells = volume_shells(len(mask))
-    gain = np.append(gain, np.zeros(shells.max() + 1 - len(gain), dtype=np.float32))
-    return [
-        shared + fft.irfftn(fft.rfftn(difference) * gain[shells], len(mask))
-        for shared, difference in zip(common, apart, strict=True)
+    first, second = (whole - shared for whole, shared in (_common(volume, operators) for volume in plain))
+    turned = [turned_sum(second, operator[None], np.zeros(3)) for operator in operators]
+    curves = [np.clip(fsc.shell_correlation(first * mask, other * mask), 0, _SAME) for other in turned]
+    shells = np.arange(len(curves[0]))
+    # What a correlation of so many voxels says for the turn, over that of noise.
+    voxels = 2 * np.pi * shells**2 * float(mask.mean())
+    says = np.array([-0.5 * np.sum(voxels * np.log(1 - curve**2)) for curve in curves])
+    best = int(np.argmax(says))
+    best = best if says[best] > says[0] + _CLEARLY else 0
+    of_shell = volume_shells(len(mask))
+    gain = np.zeros(of_shell.max() + 1, dtype=np.float32)
+    gain[: len(shells)] = curves[best]
+    references = [
+        shared + fft.irfftn(fft.rfftn(difference) * gain[of_shell], len(mask))
+        for shared, difference in zip(common, (first, turned[best]), strict=True)
     ]
+    return Relaxed(references, operators[best])
 
 
 def _common(volume: np.ndarray, operators: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -43,7 +43,9 @@ class Search:
     perturbation: (3, 3) rotation of the whole grid; operators: (G, 3, 3) of the symmetry; profile_scale: the grey scale
     of the reference is unknown, see `posterior`; fraction, maximum: which components go on to the next level;
     temperature: what log-weights of all levels but the last are divided by before that, for they do not yet know all
-    that the image says.
+    that the image says; mates: (M, 3, 3), identity first, operators that the map may lack: a search around the last
+    pose is one around its mates too; last_temperature: the same of the last level, above 1 while mates are not to be
+    told apart yet.
     """
 
     grid_order: int | None
@@ -58,6 +60,7 @@ class Search:
     maximum: int = 32
     temperature: float = 3.0
     mates: np.ndarray = field(default_factory=lambda: NO_SYMMETRY)
+    last_temperature: float = 1.0
 
 
 def plan_search(
@@ -128,6 +131,7 @@ def plan_local(
     surroundings: Surroundings,
     operators: np.ndarray = NO_SYMMETRY,
     profile_scale: bool = False,
+    last_temperature: float = 1.0,
 ) -> Search:
     """The search of an iteration that looks around the last poses only, whatever the resolution; see `plan_search`.
 
@@ -143,6 +147,7 @@ def plan_local(
         None, levels, 0.0, 0.0, windows, np.eye(3), operators, profile_scale,
         maximum=max(32, len(surroundings.mates)),
         mates=surroundings.mates,
+        last_temperature=last_temperature,
     )  # fmt: skip
 
 

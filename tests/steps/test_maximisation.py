@@ -165,7 +165,7 @@ def test_relaxed_references_keep_what_subunits_have_in_common_and_filter_what_th
     common = naive.blob_volume(np.concatenate([centres @ g.T for g in group]), np.full(6 * len(group), 30.0), 1.5, box)
     odd = naive.blob_volume(centres[:1] + np.array([1, 2, 3]), np.array([40.0]), 2.0, box)
     halves = [common + odd + level * noise(box, box, box, seed=seed) for seed, level in ((2, 0.1), (3, 0.1))]
-    found = maximisation.relaxed([common, common], halves, mask, group)
+    found = maximisation.relaxed([common, common], halves, mask, group).references
     true = odd_part(common + odd, group)
     for half, reference in zip(halves, found, strict=True):
         kept, before = (odd_part(volume, group) * mask for volume in (reference, half))
