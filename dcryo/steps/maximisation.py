@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 from dcryo.kernels import fft, fsc, non_uniform, solve
 from dcryo.kernels.alignment import turned_sum
@@ -12,6 +13,8 @@ from dcryo.kernels.symmetry import symmetry_broken
 
 # Correlations are taken to be at most this, and a turn to be right if it is so much likelier than none.
 _SAME, _CLEARLY = 0.999, 10.0
+# How often filters by shell and by place are found with each other's help, and the width of a place in wavelengths.
+_ROUNDS, _PLACE = 3, 0.7
 
 
 class HalfFsc(NamedTuple):
@@ -117,14 +120,32 @@ def relaxed(
     says = np.array([-0.5 * np.sum(voxels * np.log(1 - curve**2)) for curve in curves])
     best = int(np.argmax(says))
     best = best if says[best] > says[0] + _CLEARLY else 0
-    of_shell = volume_shells(len(mask))
-    gain = np.zeros(of_shell.max() + 1, dtype=np.float32)
-    gain[: len(shells)] = curves[best]
-    references = [
-        shared + fft.irfftn(fft.rfftn(difference) * gain[of_shell], len(mask))
-        for shared, difference in zip(common, (first, turned[best]), strict=True)
-    ]
+    pair, place = (first * mask, turned[best] * mask), np.ones_like(mask)
+    for _ in range(_ROUNDS):
+        gain = np.clip(fsc.shell_correlation(pair[0] * place, pair[1] * place), 0, 1)
+        filtered = [_by_shell(volume, gain) for volume in pair]
+        place = _agreement(filtered, gain)
+    references = [shared + place * difference for shared, difference in zip(common, filtered, strict=True)]
     return Relaxed(references, operators[best])
+
+
+def _by_shell(volume: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """A map with each shell multiplied by its gain, the corners of Fourier space by none."""
+    of_shell = volume_shells(len(volume))
+    every = np.zeros(of_shell.max() + 1, dtype=np.float32)
+    every[: len(gain)] = gain
+    return fft.irfftn(fft.rfftn(volume) * every[of_shell], len(volume))
+
+
+def _agreement(pair: Sequence[np.ndarray], gain: np.ndarray) -> np.ndarray:
+    """What part of two maps' power, place by place, is common to both: (D, D, D) in 0 to 1. Places are as wide as a
+    wavelength of what they show."""
+    shells = np.arange(len(gain))
+    mean_shell = max(float(np.sum(gain * shells**3) / max(np.sum(gain * shells**2), 1e-30)), 1.0)
+    width_px = max(_PLACE * len(pair[0]) / mean_shell, 1.0)
+    both = ndimage.gaussian_filter(pair[0] * pair[1], width_px, mode="constant")
+    each = ndimage.gaussian_filter((pair[0] ** 2 + pair[1] ** 2) / 2, width_px, mode="constant")
+    return np.clip(np.divide(both, each, out=np.zeros_like(both), where=each > 0), 0, 1)
 
 
 def _common(volume: np.ndarray, operators: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -183,7 +183,7 @@ def test_relaxed_references_of_halves_that_differ_in_noise_alone_are_symmetric()
     halves = [noise(box, box, box, seed=seed) for seed in (5, 6)]
     blank = np.zeros((box,) * 3, dtype=np.float32)
     for half, reference in zip(
-        halves, maximisation.relaxed([blank, blank], halves, sphere(box, 24, 4.0), group), strict=True
+        halves, maximisation.relaxed([blank, blank], halves, sphere(box, 24, 4.0), group).references, strict=True
     ):
         assert np.sum(reference**2) < 0.02 * np.sum(half**2)
 
@@ -191,3 +191,21 @@ def test_relaxed_references_of_halves_that_differ_in_noise_alone_are_symmetric()
 def odd_part(volume, group):
     """A map less the mean of its symmetry mates."""
     return turned_sum(volume, np.eye(3)[None], np.zeros(3)) - turned_sum(volume, group, np.zeros(3)) / len(group)
+
+
+def test_the_second_half_is_turned_to_where_its_odd_subunit_is_that_of_the_first():
+    box, group = 32, operators("D2")
+    mask = sphere(box, 24, 4.0)
+    common = naive.blob_volume(
+        np.concatenate([np.array([[5.0, 3, 2]]) @ g.T for g in group]), np.full(4, 30.0), 1.5, box
+    )
+    for turn in group:
+        places = [np.array([[6.0, 2, -3]]), np.array([[6.0, 2, -3]]) @ turn]
+        halves = [
+            common + naive.blob_volume(place, np.array([40.0]), 1.5, box) + 0.05 * noise(box, box, box, seed=seed)
+            for seed, place in enumerate(places)
+        ]
+        found = maximisation.relaxed([common, common], halves, mask, group)
+        np.testing.assert_allclose(found.turn, turn, atol=1e-9)
+        first, second = (odd_part(reference, group) * mask for reference in found.references)
+        assert np.vdot(first, second) > 0.9 * np.linalg.norm(first) * np.linalg.norm(second)
