@@ -5,9 +5,9 @@
     python benchmarks/focused.py expand --out DIR       expansion and subtraction, then two classes at fixed poses
     python benchmarks/focused.py local --out DIR        a domain that turns by 5 degrees against the rest
 
-The molecule is TRPV1 (3J5P, C4), of which one chain has lost a part (`less`), or is the only one to have it (`more`); in
-`local` it is a phantom. Poses are the true ones, each turned to one of its symmetry mates at random, as a refinement with
-the symmetry leaves them, and off by 1 degree.
+The molecule is TRPV1 (3J5P, C4), of which one chain has lost a part (`less`), or is the only one to have it (`more`);
+in `local` it is a phantom. Poses are the true ones, each turned to one of its symmetry mates at random, as a refinement
+with the symmetry leaves them, and off by 1 degree.
 """
 
 import argparse
@@ -47,8 +47,8 @@ def quiet(line: str, /, *, end: str = "\n") -> None:
 
 
 def molecule(piece: str) -> tuple[np.ndarray, np.ndarray, float]:
-    """Densities (D, D, D) of the molecule with the odd chain and of the part that makes it odd, and the part's share of a
-    chain's atoms."""
+    """Densities (D, D, D) of the molecule with the odd chain and of the part that makes it odd, and the part's share of
+    a chain's atoms."""
     model = read_model(MODEL)
     place = model.position_A
     quarter = np.floor(np.rad2deg(np.arctan2(place[:, 1], place[:, 0])) % 360 / 90).astype(int)
@@ -234,7 +234,7 @@ def expansion(given: argparse.Namespace) -> None:
     order = lacks.reshape(-1, 4)
     print(f"part missing: {100 * odd.mean():.0f} % of copies; class without it holds {100 * np.mean(lacks > 0):.0f} %")
     print(
-        f"of {given.particles} particles at SNR {given.snr:g} the most likely of the four places is the odd one in "
+        f"of {given.particles} particles at SNR {given.snr:g} the likeliest of the four places is the odd one in "
         f"{100 * np.mean(odd.reshape(-1, 4)[np.arange(len(order)), order.argmax(axis=1)]):.1f} %; copies sorted rightly: "
         f"{100 * np.mean((lacks > 0) == odd):.1f} %"
     )
@@ -346,9 +346,7 @@ def local(given: argparse.Namespace) -> None:
             progress=print,
         )  # fmt: skip
         runs[name] = given.out / name
-    print(
-        "| map | FSC to the true domain 0.5 | sum | half maps 0.143 under its mask | domain's poses off |\n|---|---|---|---|---|"
-    )
+    print("| map | FSC to the true domain 0.5 | sum | half maps 0.143 | domain's poses off |\n|---|---|---|---|---|")
     for name, run in runs.items():
         halves = [mrc.read_map(run / f"half{half}.mrc").array for half in (1, 2)]
         if name != "local":

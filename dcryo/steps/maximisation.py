@@ -141,7 +141,8 @@ def _agreement(pair: Sequence[np.ndarray], gain: np.ndarray) -> np.ndarray:
     """What part of two maps' power, place by place, is common to both: (D, D, D) in 0 to 1. Places are as wide as a
     wavelength of what they show."""
     shells = np.arange(len(gain))
-    mean_shell = max(float(np.sum(gain * shells**3) / max(np.sum(gain * shells**2), 1e-30)), 1.0)
+    signal = float(np.sum(gain * shells**2))
+    mean_shell = max(float(np.sum(gain * shells**3)) / max(signal, 1e-30), 1.0)
     width_px = max(_PLACE * len(pair[0]) / mean_shell, 1.0)
     both = ndimage.gaussian_filter(pair[0] * pair[1], width_px, mode="constant")
     each = ndimage.gaussian_filter((pair[0] ** 2 + pair[1] ** 2) / 2, width_px, mode="constant")
