@@ -234,8 +234,8 @@ def expansion(given: argparse.Namespace) -> None:
     order = lacks.reshape(-1, 4)
     print(f"part missing: {100 * odd.mean():.0f} % of copies; class without it holds {100 * np.mean(lacks > 0):.0f} %")
     print(
-        f"of {given.particles} particles at SNR {given.snr:g} the likeliest of the four places is the odd one in "
-        f"{100 * np.mean(odd.reshape(-1, 4)[np.arange(len(order)), order.argmax(axis=1)]):.1f} %; copies sorted rightly: "
+        f"of {given.particles} particles at SNR {given.snr:g} the likeliest place is the odd one in "
+        f"{100 * np.mean(odd.reshape(-1, 4)[np.arange(len(order)), order.argmax(axis=1)]):.1f} %; copies sorted right: "
         f"{100 * np.mean((lacks > 0) == odd):.1f} %"
     )
 

@@ -45,6 +45,8 @@ _PATIENCE, _PATIENCE_AT_NYQUIST = 2, 1
 _ALL_BUT_NYQUIST = 0.95
 # And the poses turn by less than this part of their uncertainty, or it is not for want of patience.
 _SETTLED, _LONG_PATIENCE = 0.5, 6
+# Where a symmetry is relaxed, poses are settled when less than this part of them turns by as much as between mates.
+_TO_A_MATE_DEG, _MOVING = 10.0, 0.03
 # How far poses may be off in a local refinement, where the user does not say.
 _ANGLE_SD_DEG, _SHIFT_SD_A = 5.0, 5.0
 # Symmetry mates are told apart at temperatures from this part of the log-likelihood down, each that much of the last.
@@ -462,6 +464,8 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
     # Poses that still follow the reference by more than half of what they are known to are not done.
     turned = rotations.angular_distance_deg(columns["rotation"], state.rotation, job.operators)
     settled = bool(np.median(turned) < _SETTLED * _angular_sd_deg(made))
+    if job.mates is not None:
+        settled = settled and bool(np.mean(turned > _TO_A_MATE_DEG) < _MOVING)
     crossing = _crossing(made, shell_max)
     agreement = float(made.maps.fsc.masked[: shell_max + 1].sum())
     better = crossing > state.best_shell + _PROGRESS_SHELLS or agreement > state.best_fsc * (1 + _PROGRESS_FSC)
