@@ -20,10 +20,9 @@ from dcryo.jobs import subtract as module
 from dcryo.jobs.expand import ExpandOptions, expand
 from dcryo.jobs.reconstruct import ReconstructOptions, reconstruct
 from dcryo.jobs.subtract import SubtractOptions, SubtractResult, subtract
-from dcryo.kernels import fft, fsc, masks, slices
+from dcryo.kernels import fft, fsc, masks
 from dcryo.kernels.filters import pad_or_crop
-from dcryo.kernels.posterior import shift_phases
-from dcryo.kernels.shells import half_plane, unpack, volume_shells
+from dcryo.kernels.shells import volume_shells
 
 BOX, PIXEL, COUNT = tiny.BOX_PX, tiny.PIXEL_SIZE_A, 320
 CENTRE_PX = (4, -3, 2)
@@ -41,18 +40,6 @@ class Given:
     inside: np.ndarray
 
 
-def projections(store: Store, volume: np.ndarray) -> np.ndarray:
-    """Images (n, D, D) of a map at the poses of a store, times their CTFs."""
-    data = dataset.load_dataset(store.path, 0)
-    ones = np.ones(store.n)
-    shard = dataset.shard_rows(data, np.arange(store.n), "all", ones, ones, data.rotation, data.origin_px, ones > 0)
-    pixels = half_plane((len(volume) - 1) // 2)
-    packed = slices.extract(slices.prepare(volume, pixels.shell_max), data.rotation, pixels, len(volume))
-    packed *= shift_phases(pixels, -data.origin_px, len(volume), len(pixels.kx))
-    packed *= shard.transfer(slice(None))[:, : len(pixels.kx)]
-    return fft.irfft2(unpack(pixels, packed, len(volume)), len(volume))
-
-
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
     folder = tmp_path_factory.mktemp("subtract")
@@ -63,7 +50,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
     truth = mrc.read_map(made.truth_map).array
     kept = np.roll(masks.sphere(BOX, 9.0, 3.0), CENTRE_PX[::-1], axis=(0, 1, 2))
     mrc.write_map(folder / "kept.mrc", kept, PIXEL)
-    outside, inside = (projections(store, truth * part) for part in (1 - kept, kept))
+    outside, inside = (tiny.projections(store, truth * part) for part in (1 - kept, kept))
     return Given(run, store, truth, folder / "kept.mrc", outside, inside)
 
 
@@ -115,7 +102,7 @@ def unseen(given: Given) -> float:
     last = int(fsc.crossing(curve, fsc.GOLD_STANDARD))
     gain[: last + 1] = curve[: last + 1]
     filtered = fft.irfftn(fft.rfftn(given.truth) * gain[shells].astype(np.float32), BOX)
-    seen = projections(given.store, filtered * (1 - mrc.read_map(given.mask).array))
+    seen = tiny.projections(given.store, filtered * (1 - mrc.read_map(given.mask).array))
     return 1 - slope(seen, alone(given)[0])
 
 
@@ -165,7 +152,7 @@ def test_subtraction_commutes_with_a_new_centre_and_box(given: Given, tmp_path: 
     # The inside alone, about its own centre, at the new poses, is what the new images show.
     kept = mrc.read_map(given.mask).array
     moved = pad_or_crop(np.roll(given.truth * kept, tuple(-x for x in CENTRE_PX[::-1]), axis=(0, 1, 2)), 20)
-    expected = projections(found.store, moved)
+    expected = tiny.projections(found.store, moved)
     after = found.store.read(np.arange(COUNT)).images
     assert slope(after, expected) == pytest.approx(1, abs=0.1)
     assert np.abs(found.store.particles()["origin_A"]).max() <= PIXEL / 2 + 1e-9
