@@ -98,6 +98,8 @@ def task_of(kind: str, folder: Path, box_px: int):  # type: ignore[no-untyped-de
         np.zeros((n, 2)),
         np.full(n, kind == "local"),
         np.ones((n, 1)),
+        rotation,
+        np.zeros((n, 2)),
     )
     path = folder / f"{box_px}-{kind}.npy"
     if not path.exists():

@@ -17,9 +17,9 @@ from dcryo.cluster import connect
 from dcryo.data import mrc
 from dcryo.data.store import Store, select
 from dcryo.jobs import em
+from dcryo.jobs.back_projection import maps_of
 from dcryo.jobs.dataset import load_dataset
 from dcryo.jobs.exchange import ImportOptions, import_particles
-from dcryo.jobs.reconstruct import maps_of
 from dcryo.jobs.refine import RefineOptions, refine
 from dcryo.jobs.simulate import PHANTOM, SimulateOptions, simulate
 from dcryo.jobs.validate import ValidateOptions, validate

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dcryo.jobs.deposit import DepositOptions, deposit
     from dcryo.jobs.directional import DirectionalOptions, directional_resolution
     from dcryo.jobs.exchange import ExportOptions, ImportOptions, export_particles, import_particles
+    from dcryo.jobs.expand import ExpandOptions, expand
     from dcryo.jobs.extract import ExtractOptions, extract
     from dcryo.jobs.fsc import FscOptions, fsc_of_maps
     from dcryo.jobs.localres import LocalResolutionOptions, localres
@@ -31,17 +32,19 @@ if TYPE_CHECKING:
     from dcryo.jobs.refine import RefineOptions, refine
     from dcryo.jobs.select import SelectOptions, select_particles
     from dcryo.jobs.simulate import SimulateOptions, simulate
+    from dcryo.jobs.subtract import SubtractOptions, subtract
     from dcryo.jobs.validate import ValidateOptions, validate
     from dcryo.report import write_report
 
 __all__ = [
     "AbinitioOptions", "AlignOptions", "Class2dOptions", "Class3dOptions", "CtfOptions", "CtfrefineOptions",
-    "DemoOptions", "DepositOptions", "DirectionalOptions", "ExportOptions", "ExtractOptions", "FscOptions",
-    "ImportOptions", "LocalResolutionOptions", "MapModelOptions", "MotionOptions", "PickOptions", "PostprocessOptions",
-    "ReconstructOptions", "RefineOptions", "SelectOptions", "SimulateOptions", "ValidateOptions", "abinitio", "align",
-    "class2d", "class3d", "ctf", "ctfrefine", "demo", "deposit", "directional_resolution", "export_particles",
-    "extract", "fsc_of_maps", "import_particles", "localres", "mapmodel", "motion", "open", "pick", "postprocess",
-    "reconstruct", "refine", "select_particles", "simulate", "validate", "write_report",
+    "DemoOptions", "DepositOptions", "DirectionalOptions", "ExpandOptions", "ExportOptions", "ExtractOptions",
+    "FscOptions", "ImportOptions", "LocalResolutionOptions", "MapModelOptions", "MotionOptions", "PickOptions",
+    "PostprocessOptions", "ReconstructOptions", "RefineOptions", "SelectOptions", "SimulateOptions", "SubtractOptions",
+    "ValidateOptions", "abinitio", "align", "class2d", "class3d", "ctf", "ctfrefine", "demo", "deposit",
+    "directional_resolution", "expand", "export_particles", "extract", "fsc_of_maps", "import_particles", "localres",
+    "mapmodel", "motion", "open", "pick", "postprocess", "reconstruct", "refine", "select_particles", "simulate",
+    "subtract", "validate", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -68,6 +71,8 @@ _HOMES = {
     "export_particles": ("dcryo.jobs.exchange", "export_particles"),
     "ImportOptions": ("dcryo.jobs.exchange", "ImportOptions"),
     "import_particles": ("dcryo.jobs.exchange", "import_particles"),
+    "ExpandOptions": ("dcryo.jobs.expand", "ExpandOptions"),
+    "expand": ("dcryo.jobs.expand", "expand"),
     "ExtractOptions": ("dcryo.jobs.extract", "ExtractOptions"),
     "extract": ("dcryo.jobs.extract", "extract"),
     "LocalResolutionOptions": ("dcryo.jobs.localres", "LocalResolutionOptions"),
@@ -90,6 +95,8 @@ _HOMES = {
     "select_particles": ("dcryo.jobs.select", "select_particles"),
     "SimulateOptions": ("dcryo.jobs.simulate", "SimulateOptions"),
     "simulate": ("dcryo.jobs.simulate", "simulate"),
+    "SubtractOptions": ("dcryo.jobs.subtract", "SubtractOptions"),
+    "subtract": ("dcryo.jobs.subtract", "subtract"),
     "ValidateOptions": ("dcryo.jobs.validate", "ValidateOptions"),
     "validate": ("dcryo.jobs.validate", "validate"),
     "write_report": ("dcryo.report", "write_report"),

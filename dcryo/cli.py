@@ -70,6 +70,8 @@ COMMANDS = (
     Entry("class3d", "jobs.class3d", "Class3dOptions", "class3d", "Sort particles into classes with a map each."),
     Entry("ctfrefine", "jobs.ctfrefine", "CtfrefineOptions", "ctfrefine", "Refine defocus and aberrations."),
     Entry("reconstruct", "jobs.reconstruct", "ReconstructOptions", "reconstruct", "Maps from given poses."),
+    Entry("expand", "jobs.expand", "ExpandOptions", "expand", "Each particle once per symmetry operator."),
+    Entry("subtract", "jobs.subtract", "SubtractOptions", "subtract", "Take what is outside a mask off the images."),
     Entry("align", "jobs.align", "AlignOptions", "align", "Bring a map onto another: rotation, shift, hand."),
     Entry("postprocess", "jobs.postprocess", "PostprocessOptions", "postprocess", "Mask, FSC and sharpening."),
     Entry("fsc", "jobs.fsc", "FscOptions", "fsc_of_maps", "Fourier shell correlation of two maps."),

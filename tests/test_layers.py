@@ -41,7 +41,17 @@ SURFACE = {
 # Jobs know one another only through what they share; `demo` chains them, and `validate` repeats them.
 SHARED_BY_JOBS = {
     f"dcryo.jobs.{name}"
-    for name in ("dataset", "em", "given_maps", "memory", "micrographs", "options", "outputs", "refined")
+    for name in (
+        "back_projection",
+        "dataset",
+        "em",
+        "given_maps",
+        "memory",
+        "micrographs",
+        "options",
+        "outputs",
+        "refined",
+    )
 }
 CHAINING_JOBS = {"dcryo.jobs.demo", "dcryo.jobs.validate"}
 # A job that is too long for one module has parts, which it and they alone import: `simulate` and `simulate_movies`.

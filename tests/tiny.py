@@ -9,11 +9,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dcryo.data.items import Found, Item
 from dcryo.data.store import Store
 from dcryo.errors import InputError, RunError
+from dcryo.jobs import dataset
 from dcryo.jobs.exchange import ImportOptions, import_particles
 from dcryo.jobs.simulate import PHANTOM, SimulateOptions, SimulateResult, simulate
+from dcryo.kernels import fft, slices
+from dcryo.kernels.posterior import shift_phases
+from dcryo.kernels.shells import half_plane, unpack
 
 BOX_PX, PIXEL_SIZE_A = 32, 6.0
 WIDTH_A = BOX_PX * PIXEL_SIZE_A
@@ -34,6 +40,18 @@ def simulated(out: Path, particles: int, **options: Any) -> SimulateResult:
 
 def imported(source: Path, out: Path, **options: Any) -> Store:
     return import_particles(ImportOptions(source=source, out=out, **options), progress=quiet).store
+
+
+def projections(store: Store, volume: np.ndarray) -> np.ndarray:
+    """Images (n, D, D) of a map at the poses of a store, times their CTFs."""
+    data = dataset.load_dataset(store.path, 0)
+    ones = np.ones(store.n)
+    shard = dataset.shard_rows(data, np.arange(store.n), "all", ones, ones, data.rotation, data.origin_px, ones > 0)
+    pixels = half_plane((len(volume) - 1) // 2)
+    packed = slices.extract(slices.prepare(volume, pixels.shell_max), data.rotation, pixels, len(volume))
+    packed *= shift_phases(pixels, -data.origin_px, len(volume), len(pixels.kx))
+    packed *= shard.transfer(slice(None))[:, : len(pixels.kx)]
+    return fft.irfft2(unpack(pixels, packed, len(volume)), len(volume))
 
 
 def digests(folder: Path, names: Sequence[str] = REFINED) -> dict[str, str]:

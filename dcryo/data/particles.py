@@ -108,13 +108,20 @@ class Micrographs(OpticsRows):
 def identities(particles: Particles) -> np.ndarray:
     """What tells each particle from the others, uint64 (N,): `uid` if it is there, or made of the image's name.
 
-    The second stays the same in any selection, order or run; it repeats where an image is named twice.
+    The second stays the same in any selection, order or run; it repeats where an image is named twice. The copies of a
+    symmetry expansion are told apart, and the first of them (`symmetry_copy` 0) is the particle that it was made of.
     """
     if "uid" in particles:
-        return particles["uid"]
-    names = zip(particles["image_path"].tolist(), particles["image_index"].tolist(), strict=True)
-    digests = (blake2b(f"{index}@{path}".encode(), digest_size=8).digest() for path, index in names)
-    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+        own = particles["uid"]
+    else:
+        names = zip(particles["image_path"].tolist(), particles["image_index"].tolist(), strict=True)
+        digests = (blake2b(f"{index}@{path}".encode(), digest_size=8).digest() for path, index in names)
+        own = np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+    if "symmetry_copy" not in particles:
+        return own
+    pairs = zip(own.tolist(), particles["symmetry_copy"].tolist(), strict=True)
+    digests = (blake2b(f"{number}.{copy}".encode(), digest_size=8).digest() for number, copy in pairs)
+    return np.where(particles["symmetry_copy"] == 0, own, np.frombuffer(b"".join(digests), "<u8").astype(np.uint64))
 
 
 def group_optics(values: Mapping[str, np.ndarray], n: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

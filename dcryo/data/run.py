@@ -26,6 +26,8 @@ from dcryo.errors import InputError
 RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
+PARTS = "parts"
+"""Folder of results of tasks that are put together when all are there."""
 FITTED_MODEL = "model_fitted.cif"
 
 NEUTRAL_OPTIONS = frozenset({"out", "resume", "overwrite", "cluster", "workers", "watch"})
@@ -267,7 +269,7 @@ def _own_files(path: Path) -> list[Path]:
     def own(item: Path) -> bool:
         product = is_store or ((item.is_file() or item.suffix == ".zarr") and item.suffix in PRODUCTS)
         passing = item.name == LOCK or item.suffix == ".tmp"
-        return not passing and (product or item.name in (RECORD, CHECKPOINTS, ITEMS, *NAMED_PRODUCTS))
+        return not passing and (product or item.name in (RECORD, CHECKPOINTS, ITEMS, PARTS, *NAMED_PRODUCTS))
 
     return [item for item in sorted(path.iterdir()) if own(item)]
 

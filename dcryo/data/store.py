@@ -165,19 +165,21 @@ def select(
     path: str | Path,
     columns: Mapping[str, np.ndarray] | None = None,
     optics: Mapping[str, np.ndarray] | None = None,
+    *,
+    repeats: bool = False,
 ) -> Store:
     """Make a selection: `rows` of `store` in their order, by reference. No image is copied.
 
     columns: particle columns (first axis as `rows`) that replace, or are added to, the store's, for instance
     poses or half sets; optics: columns of the optics table, likewise. A selection of a selection points to the
-    store itself. The store is found again as long as both move together. Raises InputError for repeated rows, rows
-    that are not there, or a path that holds a store.
+    store itself. The store is found again as long as both move together. Raises InputError for rows that are not there,
+    for repeated ones unless `repeats` says that they are meant, or a path that holds a store.
     """
     path = Path(path).absolute()
     rows = np.asarray(rows, dtype=np.int64).reshape(-1)
     if rows.size and (rows.min() < 0 or rows.max() >= store.n):
         raise InputError(f"{store.path}: rows {rows.min()} to {rows.max()} selected, it has {store.n} (from 0)")
-    if len(np.unique(rows)) != len(rows):
+    if not repeats and len(np.unique(rows)) != len(rows):
         raise InputError(f"{store.path}: rows selected more than once; list each row once")
     refuse_complete(path)
     replaced = {} if store.selection is None else _take(read_columns(store.path / "particles"), rows)

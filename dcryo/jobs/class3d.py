@@ -34,7 +34,7 @@ from dcryo.kernels.shells import resolution_A, shell_at
 from dcryo.kernels.symmetry import operators
 from dcryo.steps import heterogeneity
 from dcryo.steps.heterogeneity import SETTLED, Growth
-from dcryo.steps.search import Search, plan_search, stay
+from dcryo.steps.search import Search, Surroundings, plan_local, plan_search, stay
 
 # Shells beyond those that are compared that are back-projected too.
 _HEADROOM_SHELLS, _HEADROOM = 6, 0.25
@@ -335,9 +335,23 @@ def _searches(job: _Job, state: State) -> tuple[Search, Search]:
     radius_px = job.diameter_A / 2 / job.pixel_size_A
     # A map of unknown grey scale is fitted by its best factor; one that is not there fits by none.
     unknown = state.iteration == 0 and bool(job.options.reference)
-    if job.poses == "fixed":
+    if job.poses == "fixed" or (job.poses == "local" and state.shell < job.growth.last):
+        # Poses that are there are better than what a coarse map would make of them.
         search = stay(state.shell, job.box_px, radius_px, held, job.operators)
         search = replace(search, profile_scale=unknown)
+        return search, search
+    if job.poses == "local":
+        search = plan_local(
+            state.shell,
+            job.box_px,
+            job.pixel_size_A,
+            job.diameter_A,
+            posed_shell=state.shell,
+            shares=held,
+            surroundings=Surroundings(),
+            operators=job.operators,
+            profile_scale=unknown,
+        )
         return search, search
     random = generator(job.options.seed, "grid", state.iteration + 1)
     turn = rotations.perturbation(sampling.step_deg(3) / 2, random)

@@ -33,6 +33,9 @@ _SHARDS_PER_HALF = 8
 _SMALLEST_SHARD, _LARGEST_SHARD = 64, 4096
 # The soft edge of the spherical mask, outside its diameter.
 _MASK_EDGE_A, _LEAST_MASK_EDGE_PX = 10.0, 3.0
+# Optics columns, of the schema or other ones, of what `Shard.read` undoes: images that it read do not have that any
+# more.
+UNDONE_BY_READING = ("odd_zernike", "beam_tilt_x_mrad", "beam_tilt_y_mrad", "magnification")
 # Share of the box that the particle is taken to fill where the user does not say.
 DEFAULT_DIAMETER = 0.85
 
@@ -203,16 +206,18 @@ def load_dataset(path: Path, seed: int) -> Dataset:
 
 
 def open_particles(path: Path) -> tuple[Particles, Store, np.ndarray]:
-    """The particles of a store, of a selection, or of a run as it left them; the store with their images, and their
-    rows in it. InputError where there are none, or they are not in the store that the run was made from."""
+    """The particles of a store, of a selection, or of a finished run as it left them; the store with their images, and
+    their rows in it. InputError where there are none, or they are not in the store that the run was made from."""
     if is_store(path):
         store = open_store(path)
         return store.particles(), store, np.arange(store.n)
-    found, table = store_of(path), path / TABLE
-    if found is None or not table.is_file():
-        raise InputError(f"{path}: neither a store nor a run directory with {TABLE}")
-    store = found
-    particles = star.read_particles(table)
+    record, table = Run.open(path).record, path / TABLE
+    if record["status"] == "done" and record["job"] == "reconstruct":  # maps of the poses that its input has
+        return open_particles(Path(record["inputs"][0]["path"]))
+    found = store_of(path)
+    if record["status"] != "done" or found is None or not table.is_file():
+        raise InputError(f"{path}: not a finished run with {TABLE}, a store or a selection")
+    store, particles = found, star.read_particles(table)
     known = store.particles()
     rows = _rows_of(particles, known)
     if rows.min(initial=0) < 0:
@@ -263,6 +268,15 @@ def _images(particles: Particles) -> Iterable[tuple[str, int]]:
 def _with_columns_of(particles: Particles, known: Particles) -> Particles:
     """`particles` with those columns of `known`, row for row the same images, that they lack."""
     return replace(particles, columns={**known.columns, **particles.columns}, extra={**known.extra, **particles.extra})
+
+
+def as_read(particles: Particles) -> Particles:
+    """What is true of images as `Shard.read` gives them: all but what it undoes."""
+    return replace(
+        particles,
+        optics={name: values for name, values in particles.optics.items() if name not in UNDONE_BY_READING},
+        optics_extra={name: values for name, values in particles.optics_extra.items() if name not in UNDONE_BY_READING},
+    )
 
 
 def rows_in_store(store: Store, particles: Particles, source: Path) -> np.ndarray:
@@ -393,8 +407,9 @@ def load_reference(store: Store, path: Path) -> np.ndarray:
 class Shard:
     """A task's particles: rows of a store, all of one half, and what is known of them (n, ...) each.
 
-    trusted: (n,) bool, whether the pose is so certain that only its surroundings need to be searched; belonging: (n, K)
-    which part of each particle the references of K classes were made with.
+    trusted: (n,) bool, whether the pose is so certain that only its surroundings need to be searched; given_rotation,
+    given_origin_px: the poses that the data set came with; belonging: (n, K) which part of each particle the references
+    of K classes were made with.
     """
 
     name: str
@@ -408,6 +423,8 @@ class Shard:
     rotation: np.ndarray
     origin_px: np.ndarray
     trusted: np.ndarray
+    given_rotation: np.ndarray
+    given_origin_px: np.ndarray
     belonging: np.ndarray
 
     def transfer(self, some: slice) -> np.ndarray:
@@ -463,8 +480,8 @@ class Shard:
             bad.setdefault(position, f"its CTF reaches {largest[position]:g}; see its B factor and scale")
         images[list(bad)] = np.nan
         values[list(bad)] = 0
-        of_batch = (self.group, self.norm, self.scale, self.rotation, self.origin_px, self.belonging)
-        known = (array[some] for array in of_batch)
+        poses = (self.rotation, self.origin_px, self.given_rotation, self.given_origin_px)
+        known = (array[some] for array in (self.group, self.norm, self.scale, *poses, self.belonging))
         return Batch(images, values, *known), bad
 
 
@@ -508,7 +525,8 @@ def shard_rows(
     """A shard of some rows of a data set; see `cut_shards`."""
     columns = CtfColumns(*(column[rows] for column in data.ctf))
     every = np.ones((len(norm), 1)) if belonging is None else belonging
-    known = (array[rows] for array in (data.groups, norm, scale, rotation, origin_px, trusted, every))
+    of_all = (data.groups, norm, scale, rotation, origin_px, trusted, data.rotation, data.origin_px, every)
+    known = (array[rows] for array in of_all)
     return Shard(name, data.store, data.rows[rows], columns, data.aberrations, *known)
 
 

@@ -75,7 +75,7 @@ def select_particles(options: SelectOptions, *, progress: Progress = print) -> S
     """Select; see `SelectOptions`. InputError for classes or columns that are not there, RunError if none is left."""
     if options.out.suffix != ".zarr":
         raise InputError(f"--out {options.out}: a selection's name ends in .zarr")
-    store, particles, rows = _source(options.source)
+    particles, store, rows = open_particles(options.source)
     reasons = np.full(len(particles), "", dtype=object)
     _by_class(options, particles, reasons)
     for condition in options.where:
@@ -102,18 +102,6 @@ def select_particles(options: SelectOptions, *, progress: Progress = print) -> S
             select(store, rows[left], options.out, columns)
         run.done({"particles": len(left), "before": len(particles), "left_out": left_out})
     return SelectResult(open_store(options.out), len(particles), left_out)
-
-
-def _source(path: Path) -> tuple[Store, Particles, np.ndarray]:
-    """The store, the particles to choose from, with what a run found of them, and their rows in the store."""
-    if is_store(path):
-        store = open_store(path)
-        return store, store.particles(), np.arange(store.n)
-    record = Run.open(path).record
-    if record["status"] != "done" or not (path / "particles.star").is_file():
-        raise InputError(f"{path}: not a finished run with particles.star, a store or a selection")
-    particles, store, rows = open_particles(path)
-    return store, particles, rows
 
 
 def _by_class(options: SelectOptions, particles: Particles, reasons: np.ndarray) -> None:

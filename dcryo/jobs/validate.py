@@ -23,10 +23,10 @@ from dcryo.data.run import Run
 from dcryo.data.store import open_store
 from dcryo.errors import InputError
 from dcryo.jobs import em
+from dcryo.jobs.back_projection import maps_of
 from dcryo.jobs.dataset import left_out_rows, load_dataset, load_reference
 from dcryo.jobs.memory import back_projection_bytes, check_memory
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
-from dcryo.jobs.reconstruct import maps_of
 from dcryo.jobs.refine import RefineOptions, refine
 from dcryo.jobs.refined import Refined, open_refined
 from dcryo.jobs.validate_parts import Alignment, substituted_store

@@ -43,15 +43,18 @@ class Components(NamedTuple):
     """The posteriors of n images as Gaussians around K modes in all, those of image i at start[i]:start[i + 1].
 
     start: (n + 1,) int64; rotation: (K, 3, 3); shift: (K, 2) px, from the last origin; centre: (K, 3, 3), the middle of
-    each one's window, that of shifts being the last origin; score: (K,) log-likelihood of the mode over that of an
-    empty image; log_weight: (K,) log of the posterior mass, up to a constant of the image; hessian: (K, 5, 5) of minus
-    the log-posterior, window included; reference: (K,) which of several references each is a pose of.
+    each one's window, that of shifts being the last origin; anchor: (K, 3, 3) and anchor_shift: (K, 2), about which the
+    prior is, if there is one; score: (K,) log-likelihood of the mode over that of an empty image; log_weight: (K,) log
+    of the posterior mass, up to a constant of the image; hessian: (K, 5, 5) of minus the log-posterior, window
+    included; reference: (K,) which of several references each is a pose of.
     """
 
     start: np.ndarray
     rotation: np.ndarray
     shift: np.ndarray
     centre: np.ndarray
+    anchor: np.ndarray
+    anchor_shift: np.ndarray
     score: np.ndarray
     log_weight: np.ndarray
     hessian: np.ndarray
@@ -74,19 +77,28 @@ class Points(NamedTuple):
 
 class Window(NamedTuple):
     """Where a pose may go from its start: standard deviations of a Gaussian window of rotation vectors and of shifts,
-    and the hold that the reference has on it there, (6,), see `hold.hold`."""
+    and the hold that the reference has on it there, (6,), see `hold.hold`; and those of a Gaussian prior about its
+    anchor, without limit where there is none."""
 
     turn_rad: float
     shift_px: float
     hold: np.ndarray
+    anchored_rad: float = np.inf
+    anchored_px: float = np.inf
 
 
 def started(
-    rotations: np.ndarray, shifts_px: np.ndarray, start: np.ndarray, reference: np.ndarray | None = None
+    rotations: np.ndarray,
+    shifts_px: np.ndarray,
+    start: np.ndarray,
+    anchors: np.ndarray | None = None,
+    anchor_shifts_px: np.ndarray | None = None,
+    reference: np.ndarray | None = None,
 ) -> Components:
     """Components that have not climbed yet, each in the middle of its window.
 
-    rotations: (K, 3, 3); shifts_px: (K, 2); start: (n + 1,); reference: (K,), or None where there is but one.
+    rotations: (K, 3, 3); shifts_px: (K, 2); start: (n + 1,); anchors: (K, 3, 3) and anchor_shifts_px: (K, 2), by
+    default where they start; reference: (K,), or None where there is but one.
     """
     count = len(rotations)
     return Components(
@@ -94,6 +106,8 @@ def started(
         np.array(rotations, dtype=np.float64),
         np.array(shifts_px, dtype=np.float64),
         np.array(rotations, dtype=np.float64),
+        np.array(rotations if anchors is None else anchors, dtype=np.float64),
+        np.array(shifts_px if anchor_shifts_px is None else anchor_shifts_px, dtype=np.float64),
         np.zeros(count),
         np.zeros(count),
         np.zeros((count, PARAMETERS, PARAMETERS)),
@@ -287,6 +301,9 @@ def _climb_all(components, view, images, weights, window, profile, reference, be
     prior[:3] = 1 / window.turn_rad**2
     prior[3:] = 1 / window.shift_px**2
     log_prior = 0.5 * np.sum(np.log(prior))
+    anchoring = np.empty(PARAMETERS)
+    anchoring[:3] = 1 / window.anchored_rad**2
+    anchoring[3:] = 1 / window.anchored_px**2
     lower = np.zeros((PARAMETERS, PARAMETERS))
     for i in range(len(images)):
         hold = window.hold * belonging[i]
@@ -294,8 +311,9 @@ def _climb_all(components, view, images, weights, window, profile, reference, be
             if components.reference[n] != reference:
                 continue
             value, score = _climb_one(
-                components.rotation[n], components.shift[n], components.hessian[n], components.centre[n], view,
-                images[i], weights[i], prior, hold, profile, work, away,
+                components.rotation[n], components.shift[n], components.hessian[n], components.centre[n],
+                components.anchor[n], components.anchor_shift[n], view, images[i], weights[i], prior, anchoring,
+                hold, profile, work, away,
             )  # fmt: skip
             components.score[n] = score
             # Laplace: the integral over window times likelihood around the mode.
@@ -304,12 +322,14 @@ def _climb_all(components, view, images, weights, window, profile, reference, be
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _climb_one(  # type: ignore[no-untyped-def]
-    rotation, shift, hessian, centre, view, image, weights, prior, hold, profile, work, away
-):
+    rotation, shift, hessian, centre, anchor, anchor_shift, view, image, weights, prior, anchoring, hold, profile, work,
+    away,
+):  # fmt: skip
     """Move a pose to the mode nearest to it, in place, and write the Hessian there. Returns the log-posterior and the
     score.
 
-    prior: (5,) precision of the window around the centre; hold: as in `Window`.
+    prior: (5,) precision of the window around the centre; anchoring: (5,) that of the prior around the anchor; hold: as
+    in `Window`.
     """
     gradient, trial_gradient = np.empty(PARAMETERS), np.empty(PARAMETERS)
     trial_hessian, curvature = np.empty((PARAMETERS, PARAMETERS)), np.empty((PARAMETERS, PARAMETERS))
@@ -323,7 +343,12 @@ def _climb_one(  # type: ignore[no-untyped-def]
         trial_score = quadratic(work.sums, profile, trial_gradient, trial_hessian)
         _turn_between(trial_rotation, centre, away)
         away[3:] = trial_shift
-        value = trial_score + _add_prior(away, prior, hold, trial_gradient, trial_hessian)
+        value = trial_score + _add_hold(away, hold, trial_gradient)
+        value += _add_gaussian(away, prior, trial_gradient, trial_hessian)
+        if np.any(anchoring > 0):
+            _turn_between(trial_rotation, anchor, away)
+            away[3:] = trial_shift - anchor_shift
+            value += _add_gaussian(away, anchoring, trial_gradient, trial_hessian)
         if evaluation == 0:
             curvature[:] = trial_hessian
             for j in range(PARAMETERS):
@@ -363,21 +388,27 @@ def _climb_one(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _add_prior(away, prior, hold, gradient, hessian):  # type: ignore[no-untyped-def]
-    """Log of the window, less the hold's gain, at a pose so far away from the centre; its derivatives are added."""
-    value = 0.0
-    if hold[PARAMETERS] > 0:
-        far = 0.0
-        for j in range(PARAMETERS):
-            far += hold[j] * away[j] ** 2
-        share = np.exp(-0.5 * far / hold[PARAMETERS])
-        value -= hold[PARAMETERS] * share
-        for j in range(PARAMETERS):
-            gradient[j] += hold[j] * away[j] * share
+def _add_hold(away, hold, gradient):  # type: ignore[no-untyped-def]
+    """What is taken off the score for the hold at a pose so far away from the centre; its gradient is added."""
+    if not hold[PARAMETERS] > 0:
+        return 0.0
+    far = 0.0
     for j in range(PARAMETERS):
-        value -= 0.5 * prior[j] * away[j] ** 2
-        gradient[j] -= prior[j] * away[j]
-        hessian[j, j] += prior[j]
+        far += hold[j] * away[j] ** 2
+    share = np.exp(-0.5 * far / hold[PARAMETERS])
+    for j in range(PARAMETERS):
+        gradient[j] += hold[j] * away[j] * share
+    return -hold[PARAMETERS] * share
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _add_gaussian(away, precision, gradient, hessian):  # type: ignore[no-untyped-def]
+    """Log of a Gaussian, its height but for one, at a pose so far away from its centre; its derivatives are added."""
+    value = 0.0
+    for j in range(PARAMETERS):
+        value -= 0.5 * precision[j] * away[j] ** 2
+        gradient[j] -= precision[j] * away[j]
+        hessian[j, j] += precision[j]
     return value
 
 

@@ -31,6 +31,11 @@ _GENERATORS: dict[str, tuple[tuple[tuple[float, float, float], int], ...]] = {
 # The asymmetric unit is what lies nearest to this direction: any that is off every axis of the groups does.
 _REFERENCE_DIRECTION = np.array([0.4330127, 0.1943651, 0.8801791])
 
+# Where the share of a subunit has fallen to e to the minus so much of it, in the direction of its neighbour.
+_SECTOR_SHARPNESS = 4.0
+# Directions tried for the subunits, spread evenly over the sphere (Fibonacci lattice).
+_TRIED = 500
+
 
 def operators(name: str) -> Float64:
     """Rotations (G, 3, 3) of a point group: C1 to C99, D1 to D99, T, O, I1, I2, I3, I4 (or in lower case).
@@ -67,6 +72,34 @@ def asymmetric_unit(directions: ArrayLike, operators: ArrayLike) -> NDArray[np.b
     for operator in np.asarray(operators, dtype=np.float64):
         keep &= directions @ (_REFERENCE_DIRECTION - _REFERENCE_DIRECTION @ operator) >= -1e-12
     return keep
+
+
+def symmetry_broken(volume: NDArray[np.float32], operators: ArrayLike, strength: float = 0.1) -> NDArray[np.float32]:
+    """A map (D, D, D) whose subunits differ: one after the other they are multiplied by 1 - strength to 1 + strength.
+
+    Density goes to the subunits by its direction, softly, so that what is on an axis stays as it is. All of them are
+    other than their neighbours: whatever makes a subunit odd, more of it or less, there is one that it is nearest to.
+    operators: (G, 3, 3).
+    """
+    box = len(volume)
+    axis = np.arange(box, dtype=np.float32) - box // 2
+    place = np.stack(np.meshgrid(axis, axis, axis, indexing="ij")[::-1], axis=-1)
+    place /= np.maximum(np.linalg.norm(place, axis=-1, keepdims=True), 1)
+    directions, apart = _apart(np.asarray(operators, dtype=np.float64))
+    share = np.exp(_SECTOR_SHARPNESS / apart * (place @ directions.T.astype(np.float32)))
+    share /= share.sum(axis=-1, keepdims=True)
+    return np.asarray(volume * (1 + share @ np.linspace(-strength, strength, len(directions), dtype=np.float32)))
+
+
+def _apart(operators: Float64) -> tuple[Float64, float]:
+    """A direction and its mates (G, 3), in the order of the operators, as far from one another as mates can be, and 1
+    less the cosine between neighbours."""
+    z = 1 - (np.arange(_TRIED) + 0.5) * 2 / _TRIED
+    around = np.pi * (3 - np.sqrt(5)) * np.arange(_TRIED)
+    tried = np.stack([np.sqrt(1 - z**2) * np.cos(around), np.sqrt(1 - z**2) * np.sin(around), z], axis=1)
+    near = np.einsum("ta,gab,tb->tg", tried, operators, tried)[:, 1:].max(axis=1, initial=-1)
+    best = int(np.argmin(near))
+    return operators @ tried[best], float(1 - near[best])
 
 
 def _rotation(axis: tuple[float, float, float], fold: int) -> Float64:

@@ -72,7 +72,8 @@ class Batch(NamedTuple):
 
     images: (n, D, D) float32; ctf: (n, P) float32 on `half_plane(D // 2)`; group: (n,) int, row of the noise spectra;
     norm: (n,) divides the image; scale: (n,) multiplies the CTF; rotation: (n, 3, 3) and origin_px: (n, 2), the last
-    poses, around which is searched; belonging: (n, K), which part of the image each reference was made with.
+    poses, around which is searched; given_rotation, given_origin_px: those that the particles came with; belonging:
+    (n, K), which part of the image each reference was made with.
     """
 
     images: np.ndarray
@@ -82,6 +83,8 @@ class Batch(NamedTuple):
     scale: np.ndarray
     rotation: np.ndarray
     origin_px: np.ndarray
+    given_rotation: np.ndarray
+    given_origin_px: np.ndarray
     belonging: np.ndarray
 
 
@@ -180,7 +183,7 @@ def fold(
     components = _starts(batch, model, references, search, pixels, grid)
     for shell, windows in zip(search.shells, search.windows, strict=True):
         components = _climbed(components, batch, model, references, shell, windows, search.profile_scale, pixels)
-        temperature = 1.0 if shell == search.shells[-1] else search.temperature
+        temperature = search.last_temperature if shell == search.shells[-1] else search.temperature
         components, probability = modes.settled(
             components, search.operators, temperature, search.fraction, search.maximum
         )
@@ -235,13 +238,11 @@ def _open(batch: Batch, references: References) -> np.ndarray:
 def _starts(
     batch: Batch, model: Weighed, references: References, search: Search, pixels: HalfPlane, grid: Grid | None
 ) -> Components:
-    """Where the poses of each image start to climb: the last one, or the best rotations of the grid, of each
-    reference."""
+    """Where the poses of each image start to climb: the last one and its mates, or the best rotations of the grid, of
+    each reference."""
     n, every = len(batch.images), _open(batch, references)
     if search.grid_order is None:
-        image, reference = np.nonzero(every)
-        start = np.concatenate([[0], np.cumsum(every.sum(axis=1))])
-        return modes.started(batch.rotation[image], np.zeros((len(image), 2)), start, reference)
+        return _last_poses(batch, every, search)
     if grid is None:
         raise ValueError("a search that looks everywhere needs its grid")
     count, rotations = grid.slices.shape[2], len(grid.rotation)
@@ -264,7 +265,26 @@ def _starts(
             chosen_shift.append(best_shift[index])
     start = np.concatenate([[0], np.cumsum([len(index) for index in chosen])])
     reference, place = np.divmod(np.concatenate(chosen), rotations)
-    return modes.started(grid.rotation[place], shifts[np.concatenate(chosen_shift)], start, reference)
+    return modes.started(grid.rotation[place], shifts[np.concatenate(chosen_shift)], start, reference=reference)
+
+
+def _last_poses(batch: Batch, every: np.ndarray, search: Search) -> Components:
+    """The last pose of each image and its mates, each anchored to the nearest mate of the pose that the image came
+    with, for each reference that the image is compared with, (n, K) bool."""
+    mates = search.mates
+    starts = batch.rotation[:, None] @ mates
+    given = batch.given_rotation[:, None] @ mates
+    nearest = np.einsum("igab,ihab->igh", starts, given).argmax(axis=2)
+    anchors = given[np.arange(len(given))[:, None], nearest]
+    image, reference = np.nonzero(every)
+    return modes.started(
+        starts[image].reshape(-1, 3, 3),
+        np.zeros((len(image) * len(mates), 2)),
+        np.concatenate([[0], np.cumsum(every.sum(axis=1))]) * len(mates),
+        anchors[image].reshape(-1, 3, 3),
+        np.repeat((batch.given_origin_px - batch.origin_px)[image], len(mates), axis=0),
+        np.repeat(reference, len(mates)),
+    )
 
 
 def _of_images(components: Components, probability: np.ndarray, usable: np.ndarray) -> tuple[Components, np.ndarray]:

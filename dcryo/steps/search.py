@@ -46,7 +46,9 @@ class Search:
     holds it there; perturbation: (3, 3) rotation of the whole grid; operators: (G, 3, 3) of the symmetry;
     profile_scale: the grey scale of the reference is unknown, see `posterior`; fraction, maximum: which components go
     on to the next level; temperature: what log-weights of all levels but the last are divided by before that, for they
-    do not yet know all that the image says.
+    do not yet know all that the image says; mates: (M, 3, 3), identity first, operators that the map may lack: a search
+    around the last pose is one around its mates too; last_temperature: the same of the last level, above 1 while mates
+    are not to be told apart yet.
     """
 
     grid_order: int | None
@@ -60,6 +62,8 @@ class Search:
     fraction: float = 0.999
     maximum: int = 32
     temperature: float = 3.0
+    mates: np.ndarray = field(default_factory=lambda: NO_SYMMETRY)
+    last_temperature: float = 1.0
 
 
 def plan_search(
@@ -84,10 +88,7 @@ def plan_search(
     resolution = resolution_A(max(shell, 1), box_px, pixel_size_A)
     if posed_shell > 0 and resolution <= _LOCAL_RESOLUTION * radius_A:
         levels = (shell,) if shell <= _NEARLY * posed_shell else _doubling(max(posed_shell, shell // 2, 1), shell)
-        reach_A = resolution_A(levels[0], box_px, pixel_size_A)
-        held = [[_HOLD * hold(of[: level + 1], radius_A / pixel_size_A, box_px) for of in shares] for level in levels]
-        reach = reach_A / radius_A, reach_A / pixel_size_A
-        windows = tuple(tuple(Window(*reach, force) for force in of_level) for of_level in held)
+        windows = _around_last(levels, box_px, pixel_size_A, radius_A, shares)
         return Search(None, levels, 0.0, 0.0, windows, perturbation, operators, profile_scale)
     order = min(max(order_for_step(math.degrees(_GRID_EDGE_A / radius_A)), COARSEST_ORDER), FINEST_ORDER)
     edge_A = math.radians(step_deg(order)) * radius_A
@@ -115,6 +116,62 @@ def stay(shell: int, box_px: int, radius_px: float, shares: np.ndarray, operator
     held = [_HOLD * hold(of[: shell + 1], radius_px, box_px) for of in shares]
     windows = tuple(Window(_FIXED, _FIXED, force) for force in held)
     return Search(None, (shell,), 0.0, 0.0, (windows,), np.eye(3), operators)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """How far a local search looks. turn_sd_deg, shift_sd_A: of a Gaussian prior about the poses that particles came
+    with, without limit where there is none; mates: see `Search`."""
+
+    turn_sd_deg: float = math.inf
+    shift_sd_A: float = math.inf
+    mates: np.ndarray = field(default_factory=lambda: NO_SYMMETRY)
+
+    def known_shell(self, box_px: int, pixel_size_A: float, diameter_A: float) -> int:
+        """Up to which shell poses with these errors are known: what the edge of the particle moves by. At least 1, and
+        the last where there is no prior."""
+        off_A = max(math.radians(self.turn_sd_deg) * diameter_A / 2, self.shift_sd_A)
+        return max(shell_at(off_A, box_px, pixel_size_A), 1) if math.isfinite(off_A) else box_px // 2
+
+
+def plan_local(
+    shell: int,
+    box_px: int,
+    pixel_size_A: float,
+    diameter_A: float,
+    posed_shell: int,
+    shares: np.ndarray,
+    surroundings: Surroundings,
+    operators: np.ndarray = NO_SYMMETRY,
+    profile_scale: bool = False,
+    last_temperature: float = 1.0,
+) -> Search:
+    """The search of an iteration that looks around the last poses only, whatever the resolution; see `plan_search`.
+
+    posed_shell: resolution that the last poses are good to, at least 1.
+    """
+    levels = (shell,) if shell <= _NEARLY * posed_shell else _doubling(posed_shell, shell)
+    anchored = math.radians(surroundings.turn_sd_deg), surroundings.shift_sd_A / pixel_size_A
+    windows = tuple(
+        tuple(window._replace(anchored_rad=anchored[0], anchored_px=anchored[1]) for window in of_level)
+        for of_level in _around_last(levels, box_px, pixel_size_A, diameter_A / 2, shares)
+    )
+    return Search(
+        None, levels, 0.0, 0.0, windows, np.eye(3), operators, profile_scale,
+        maximum=max(32, len(surroundings.mates)),
+        mates=surroundings.mates,
+        last_temperature=last_temperature,
+    )  # fmt: skip
+
+
+def _around_last(
+    levels: tuple[int, ...], box_px: int, pixel_size_A: float, radius_A: float, shares: np.ndarray
+) -> tuple[tuple[Window, ...], ...]:
+    """Windows about the last poses, of each level and reference: as far as the first level can tell poses apart."""
+    reach_A = resolution_A(levels[0], box_px, pixel_size_A)
+    reach = reach_A / radius_A, reach_A / pixel_size_A
+    held = [[_HOLD * hold(of[: level + 1], radius_A / pixel_size_A, box_px) for of in shares] for level in levels]
+    return tuple(tuple(Window(*reach, force) for force in of_level) for of_level in held)
 
 
 def _doubling(first: int, last: int) -> tuple[int, ...]:

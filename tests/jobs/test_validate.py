@@ -21,8 +21,8 @@ from dcryo.data.run import Run
 from dcryo.data.store import Store, open_store, select
 from dcryo.errors import InputError
 from dcryo.jobs import em
+from dcryo.jobs.back_projection import maps_of
 from dcryo.jobs.dataset import load_dataset
-from dcryo.jobs.reconstruct import maps_of
 from dcryo.jobs.refine import RefineOptions, refine
 from dcryo.jobs.simulate import SimulateOptions, SimulateResult, simulate
 from dcryo.jobs.validate import ValidateOptions, ValidateResult, validate

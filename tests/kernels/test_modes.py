@@ -295,6 +295,42 @@ def test_the_window_and_the_hold_are_a_prior(window, held):
         assert climbed.score[row] == pytest.approx(scene.score(row, *pose), abs=0.4)
 
 
+@pytest.mark.parametrize("held", [False, True], ids=["free", "held"])
+def test_an_anchor_is_a_prior_of_its_own_place_and_width(held):
+    """The mode of prior, window and likelihood, by a minimiser that sees values alone."""
+    scene = Scene(5, noise=2.5, seed=9)
+    rotations, _ = off(scene, 2, 0)
+    rng = generator(3)
+    anchors = matrix_from_rotvec(np.deg2rad(rng.uniform(-3, 3, (5, 3)))) @ rotations
+    anchor_shifts = rng.uniform(-1, 1, (5, 2))
+    force = np.array([20.0, 20.0, 40.0, 0.4, 0.4, 2.0]) if held else NO_HOLD
+    window = Window(0.1, 1.0, force, anchored_rad=0.02, anchored_px=0.2)
+    view = derivatives.view(scene.reference, PIXELS, SHELL, BOX)
+    every = rotations, np.zeros((5, 2)), np.arange(6)
+    climbed = modes.climb(modes.started(*every, anchors, anchor_shifts), view, scene.data, scene.weights, window, False)
+    free = modes.climb(modes.started(*every), view, scene.data, scene.weights, window._replace(anchored_rad=np.inf,
+        anchored_px=np.inf), False)  # fmt: skip
+    spread = np.sqrt(np.diagonal(np.linalg.inv(climbed.hessian), axis1=1, axis2=2))
+    for row in range(5):
+        pose = climbed.rotation[row], climbed.shift[row]
+
+        def loss(p, pose=pose, row=row):
+            a, t = moved_by(*pose, p * spread[row])
+            away = np.concatenate([naive.rotation_vector(a, anchors[row]) / 0.02, (t - anchor_shifts[row]) / 0.2])
+            return np.sum(away**2) / 2 - scene.score(row, a, t) - log_prior(window, a, t, rotations[row])
+
+        found = minimize(
+            loss, np.zeros(5), method="Nelder-Mead",
+            options={"initial_simplex": 0.5 * np.eye(6, 5), "xatol": 1e-3, "fatol": 1e-3},
+        )  # fmt: skip
+        assert np.linalg.norm(found.x) < 1.2
+        assert loss(np.zeros(5)) - found.fun < 0.3
+        nearer = angle_between_deg(pose[0], anchors[row]) < angle_between_deg(free.rotation[row], anchors[row])
+        assert (
+            nearer and np.abs(pose[1] - anchor_shifts[row]).sum() < np.abs(free.shift[row] - anchor_shifts[row]).sum()
+        )
+
+
 def test_images_that_are_not_numbers_get_no_finite_score_and_leave_the_others_alone():
     scene = Scene(4, noise=1.0, seed=7)
     starts = off(scene, 3, 0.5)

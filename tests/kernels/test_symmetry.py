@@ -8,7 +8,7 @@ import pytest
 from dcryo.errors import InputError
 from dcryo.euler import rotvec_from_matrix
 from dcryo.kernels.rotations import random_rotations
-from dcryo.kernels.symmetry import asymmetric_unit, operators
+from dcryo.kernels.symmetry import asymmetric_unit, operators, symmetry_broken
 
 ORDERS = {"C1": 1, "C2": 2, "C4": 4, "C13": 13, "D1": 2, "D2": 4, "D7": 14, "T": 12, "O": 24} | {
     f"I{setting}": 60 for setting in (1, 2, 3, 4)
@@ -109,3 +109,26 @@ def test_asymmetric_unit_keeps_an_axis(name):
         axis = rotvec_from_matrix(element)
         images = group @ (axis / np.linalg.norm(axis))
         assert asymmetric_unit(images, group).any()
+
+
+@pytest.mark.parametrize("name", ["C4", "D2", "D3", "O"])
+def test_a_broken_map_has_subunits_of_as_many_strengths_as_there_are(name):
+    group = operators(name)
+    box, direction = 32, np.array([0.8, 0.4, 0.45])
+    axis = np.arange(box) - box // 2
+    x, y, z = np.meshgrid(axis, axis, axis, indexing="ij")[::-1]
+    place = np.stack([x, y, z], axis=-1)
+
+    def ball(centre):
+        return np.exp(-np.sum((place - centre) ** 2, axis=-1) / 3)
+
+    whole = sum(ball(11 * g @ direction) for g in group).astype(np.float32)
+    broken = symmetry_broken(whole, group, 0.2)
+    assert broken.dtype == np.float32 and np.all((broken >= 0.8 * whole - 1e-6) & (broken <= 1.2 * whole + 1e-6))
+    strength = np.array(
+        [np.sum(broken * ball(11 * g @ direction)) / np.sum(whole * ball(11 * g @ direction)) for g in group]
+    )
+    # Each other than its neighbours: one is the weakest, one the strongest.
+    assert strength.max() - strength.min() > 0.15 and np.diff(np.sort(strength))[[0, -1]].min() > 0.005
+    on_axis = ball([0, 0, 0])
+    assert np.sum(broken * on_axis) == pytest.approx(np.sum(whole * on_axis), rel=0.02)

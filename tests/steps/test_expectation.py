@@ -60,7 +60,9 @@ class Particles:
         images += self.noise_sigma * rng.standard_normal(images.shape).astype(np.float32)
         ones = np.ones(count)
         unknown = np.tile(np.eye(3), (count, 1, 1)), np.zeros((count, 2))
-        self.batch = Batch(images, transfer, np.zeros(count, np.int64), ones, ones, *unknown, np.ones((count, 1)))
+        self.batch = Batch(
+            images, transfer, np.zeros(count, np.int64), ones, ones, *unknown, *unknown, np.ones((count, 1))
+        )
         self.volume = naive.blob_volume(centres, amplitudes, SIGMA, BOX)
         self.reference = slices.prepare(self.volume, BOX // 2)
 
@@ -496,7 +498,7 @@ def test_power_is_the_mean_square_of_the_transform():
     norm = np.array([1.0, 2.0, 1.0, 0.5, 1.0, 1.0])
     group = np.array([0, 2, 2, 2, 0, 0])
     nothing = np.zeros(6)
-    found, count = expectation.power(Batch(images, nothing, group, norm, *[nothing] * 4), 3)
+    found, count = expectation.power(Batch(images, nothing, group, norm, *[nothing] * 6), 3)
     every, expected = half_plane(8), np.zeros((3, 9))
     for row in (0, 1, 3, 4, 5):
         squared = np.abs(np.fft.rfft2(np.fft.ifftshift(images[row]))[every.ky, every.kx] / norm[row]) ** 2
@@ -582,3 +584,33 @@ def test_each_image_goes_to_the_reference_that_it_shows(found_by):
         sums, only, references._replace(assigned=True), particles.noise_power, search, PIXELS, grid
     )
     np.testing.assert_array_equal(poses.belonging, only.belonging)
+
+
+def test_a_search_around_mates_finds_the_pose_wherever_among_them_it_starts(clear):
+    group = operators("C4")
+    batch = clear.near_the_truth()
+    plain = clear.fold(nearby(), batch)[1]
+    mates = np.arange(len(clear.rotation)) % 4
+    turned = batch._replace(rotation=batch.rotation @ group[mates])
+    lost, found = (clear.fold(nearby(mates=of), turned)[1] for of in (NOBODY, group))
+    off, before = (angle_between_deg(of.rotation, clear.rotation) for of in (found, plain))
+    assert np.median(off) < 1.05 * np.median(before) and off.max() < 5
+    assert np.median(angle_between_deg(lost.rotation[mates > 0], clear.rotation[mates > 0])) > 60
+    np.testing.assert_allclose(found.log_likelihood, plain.log_likelihood, rtol=1e-3)
+    assert (found.significant <= 4).all() and (found.significant >= 1).all()
+
+
+def test_a_pose_is_anchored_to_the_nearest_mate_of_the_one_that_it_came_with(clear):
+    group = operators("C4")
+    batch = clear.near_the_truth()
+    away = matrix_from_rotvec(np.deg2rad([0.0, 3.0, 0.0]))
+    given_ = away @ batch.rotation @ group[np.arange(len(clear.rotation)) % 4]
+    batch = batch._replace(given_rotation=given_, given_origin_px=batch.origin_px + np.array([0.5, 0.0]))
+    search = nearby(mates=group)
+    tight = tuple(window._replace(anchored_rad=1e-3, anchored_px=1e-2) for window in search.windows)
+    found = clear.fold(replace(search, windows=tight), batch)[1]
+    apart = angle_between_deg(found.rotation[:, None], given_[:, None] @ group)
+    assert apart.min(axis=1).max() < 0.5
+    np.testing.assert_allclose(found.origin_px, batch.given_origin_px, atol=0.1)
+    # And the prior does not choose among mates: the image does.
+    assert np.median(angle_between_deg(found.rotation, clear.rotation)) < 8

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from dcryo.kernels import fft, fsc, slices, solve
+from dcryo.kernels.alignment import turned_sum
 from dcryo.kernels.gridding import padded_px
 from dcryo.kernels.masks import sphere
 from dcryo.kernels.symmetry import operators
@@ -153,3 +154,58 @@ def test_half_fsc_is_taken_without_and_under_the_mask():
     np.testing.assert_allclose(found.unmasked, naive.shell_correlation(first, second), atol=1e-5)
     np.testing.assert_allclose(found.masked, naive.shell_correlation(first * mask, second * mask), atol=1e-5)
     assert found.masked[2:].mean() > found.unmasked[2:].mean() + 0.1
+
+
+@pytest.mark.parametrize("name", ["C4", "C3"])
+def test_relaxed_references_keep_what_subunits_have_in_common_and_filter_what_they_differ_by(name):
+    box, group = 32, operators(name)
+    mask = sphere(box, 22, 4.0)
+    rng = np.random.Generator(np.random.Philox(4))
+    centres = rng.uniform(-5, 5, (6, 3))
+    common = naive.blob_volume(np.concatenate([centres @ g.T for g in group]), np.full(6 * len(group), 30.0), 1.5, box)
+    odd = naive.blob_volume(centres[:1] + np.array([1, 2, 3]), np.array([40.0]), 2.0, box)
+    halves = [common + odd + level * noise(box, box, box, seed=seed) for seed, level in ((2, 0.1), (3, 0.1))]
+    found = maximisation.relaxed([common, common], halves, mask, group).references
+    true = odd_part(common + odd, group)
+    for half, reference in zip(halves, found, strict=True):
+        kept, before = (odd_part(volume, group) * mask for volume in (reference, half))
+        wanted = true * mask
+        # What they differ by is nearer to the truth than it was in the half map.
+        assert np.sum((kept - wanted) ** 2) < 0.3 * np.sum((before - wanted) ** 2)
+        assert np.vdot(kept, wanted) / np.vdot(wanted, wanted) == pytest.approx(0.9, abs=0.15)
+        # What they have in common comes from the regularised map, not from the half.
+        shared = (reference - odd_part(reference, group)) * mask
+        assert np.sum((shared - common * mask) ** 2) < 0.01 * np.sum((common * mask) ** 2)
+
+
+def test_relaxed_references_of_halves_that_differ_in_noise_alone_are_symmetric():
+    box, group = 32, operators("C4")
+    halves = [noise(box, box, box, seed=seed) for seed in (5, 6)]
+    blank = np.zeros((box,) * 3, dtype=np.float32)
+    for half, reference in zip(
+        halves, maximisation.relaxed([blank, blank], halves, sphere(box, 24, 4.0), group).references, strict=True
+    ):
+        assert np.sum(reference**2) < 0.02 * np.sum(half**2)
+
+
+def odd_part(volume, group):
+    """A map less the mean of its symmetry mates."""
+    return turned_sum(volume, np.eye(3)[None], np.zeros(3)) - turned_sum(volume, group, np.zeros(3)) / len(group)
+
+
+def test_the_second_half_is_turned_to_where_its_odd_subunit_is_that_of_the_first():
+    box, group = 32, operators("D2")
+    mask = sphere(box, 24, 4.0)
+    common = naive.blob_volume(
+        np.concatenate([np.array([[5.0, 3, 2]]) @ g.T for g in group]), np.full(4, 30.0), 1.5, box
+    )
+    for turn in group:
+        places = [np.array([[6.0, 2, -3]]), np.array([[6.0, 2, -3]]) @ turn]
+        halves = [
+            common + naive.blob_volume(place, np.array([40.0]), 1.5, box) + 0.05 * noise(box, box, box, seed=seed)
+            for seed, place in enumerate(places)
+        ]
+        found = maximisation.relaxed([common, common], halves, mask, group)
+        np.testing.assert_allclose(found.turn, turn, atol=1e-9)
+        first, second = (odd_part(reference, group) * mask for reference in found.references)
+        assert np.vdot(first, second) > 0.9 * np.linalg.norm(first) * np.linalg.norm(second)

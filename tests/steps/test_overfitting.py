@@ -53,7 +53,16 @@ def batch_of(reference: np.ndarray, noise: float) -> Batch:
     images = fft.irfft2(transforms, BOX) + noise * rng.standard_normal((N, BOX, BOX)).astype(np.float32)
     norm = rng.uniform(0.5, 2, N)
     return Batch(
-        images.astype(np.float32), values, np.zeros(N, int), norm, np.ones(N), rotation, origin, np.ones((N, 1))
+        images.astype(np.float32),
+        values,
+        np.zeros(N, int),
+        norm,
+        np.ones(N),
+        rotation,
+        origin,
+        rotation,
+        origin,
+        np.ones((N, 1)),
     )
 
 

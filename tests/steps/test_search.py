@@ -11,7 +11,7 @@ from dcryo.kernels.rotations import random_rotations
 from dcryo.kernels.sampling import global_grid, rotation_matrices, step_deg
 from dcryo.kernels.shells import resolution_A
 from dcryo.kernels.symmetry import operators
-from dcryo.steps.search import COARSEST_ORDER, FINEST_ORDER, plan_search
+from dcryo.steps.search import COARSEST_ORDER, FINEST_ORDER, Surroundings, plan_local, plan_search
 
 TURN = np.eye(3)[[1, 2, 0]]
 
@@ -139,3 +139,33 @@ def test_windows_of_the_grid_add_up_to_one(diameter_A):
     assert sums.mean() == pytest.approx(1, abs=0.02)
     # At the poles, where the facets of HEALPix narrow, up to a quarter is missing.
     assert np.quantile(np.abs(sums - 1), 0.5) < 0.03 and sums.std() < 0.06 and np.abs(sums - 1).max() < 0.35
+
+
+@settings(max_examples=150, deadline=None)
+@given(given_=settings_of_an_iteration(), turn_deg=st.floats(0.1, 40), shift_A=st.floats(0.1, 40))
+def test_a_local_search_starts_as_coarse_as_poses_are_known_and_is_held_by_its_prior(given_, turn_deg, shift_A):
+    box, pixel, radius_A = given_["box_px"], given_["pixel_size_A"], given_["diameter_A"] / 2
+    near = Surroundings(turn_deg, shift_A)
+    known = near.known_shell(box, pixel, given_["diameter_A"])
+    off_A = max(math.radians(turn_deg) * radius_A, shift_A)
+    assert known == 1 or known == box // 2 or resolution_A(known + 1, box, pixel) < off_A + 1e-6
+    assert known == 1 or resolution_A(known, box, pixel) >= off_A * (1 - 1e-6)
+    del given_["shift_range_A"], given_["perturbation"]
+    posed = min(known, given_["shell"])
+    search = plan_local(**given_, posed_shell=posed, surroundings=near)
+    assert search.grid_order is None and search.shells[-1] == given_["shell"]
+    assert search.shells == (given_["shell"],) or search.shells[0] == posed
+    reach_A = resolution_A(search.shells[0], box, pixel)
+    for window, level in zip(search.windows, search.shells, strict=True):
+        assert (window.anchored_rad, window.anchored_px) == pytest.approx((math.radians(turn_deg), shift_A / pixel))
+        assert (window.turn_rad, window.shift_px) == pytest.approx((reach_A / radius_A, reach_A / pixel))
+        expected = 0.5 * hold(given_["shares"][: level + 1], radius_A / pixel, box)
+        np.testing.assert_allclose(window.hold, expected)
+
+
+def test_without_a_prior_nothing_holds_poses_and_all_mates_have_room():
+    near = Surroundings(mates=operators("I1"))
+    assert near.known_shell(64, 2.0, 100.0) == 32
+    search = plan_local(20, 64, 2.0, 100.0, 20, np.zeros(33), near)
+    assert search.maximum >= 60 and search.shells == (20,)
+    assert all(window.anchored_rad == math.inf and window.anchored_px == math.inf for window in search.windows)
