@@ -68,6 +68,7 @@ COMMANDS = (
     Entry("abinitio", "jobs.abinitio", "AbinitioOptions", "abinitio", "Make first models from the particles alone."),
     Entry("refine", "jobs.refine", "RefineOptions", "refine", "Refine a map and poses, gold standard."),
     Entry("reconstruct", "jobs.reconstruct", "ReconstructOptions", "reconstruct", "Maps from given poses."),
+    Entry("variability", "jobs.variability", "VariabilityOptions", "analyse", "Principal components of the volume."),
     Entry("align", "jobs.align", "AlignOptions", "align", "Bring a map onto another: rotation, shift, hand."),
     Entry("postprocess", "jobs.postprocess", "PostprocessOptions", "postprocess", "Mask, FSC and sharpening."),
     Entry("fsc", "jobs.fsc", "FscOptions", "fsc_of_maps", "Fourier shell correlation of two maps."),

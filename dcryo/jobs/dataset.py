@@ -275,7 +275,7 @@ class Shard:
     origin_px: np.ndarray
     trusted: np.ndarray
 
-    def transfer(self, some: slice) -> np.ndarray:
+    def transfer(self, some: slice | np.ndarray) -> np.ndarray:
         """CTFs of a batch, (n, P) float32 on `half_plane(D // 2)`."""
         every = half_plane(self.store.box_px // 2)
         return ctf(every.kx, every.ky, self.store.box_px, *(column[some] for column in self.ctf))
@@ -286,7 +286,7 @@ class Shard:
         found = ctf(of.kx.ravel(), of.ky.ravel(), self.store.box_px, *(column[some] for column in self.ctf))
         return np.ascontiguousarray(np.swapaxes(found.reshape(-1, *of.kx.shape), 0, 1))
 
-    def read(self, some: slice) -> tuple[Batch, dict[int, str]]:
+    def read(self, some: slice | np.ndarray) -> tuple[Batch, dict[int, str]]:
         """A batch of the shard's images with their CTFs; and which of them cannot be used, as position -> reason.
 
         Those are not a number, which every step leaves out.
