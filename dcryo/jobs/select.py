@@ -26,6 +26,8 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
 _CONDITION = re.compile(r"\s*([A-Za-z]\w*)\s*(<=|>=|==|!=|<|>)\s*(.+?)\s*")
 # What classification found of a particle that a next job may use.
 _CARRIED = ("class_number", "origin_A")
+# And what went into coordinates of variability, which are of these poses and contrasts.
+_CARRIED_WITH_POSES = (*_CARRIED, "rotation", "half", "ctf_scale")
 
 
 class SelectOptions(OutOptions, SeedOptions):
@@ -35,14 +37,14 @@ class SelectOptions(OutOptions, SeedOptions):
     too, and a random part of those.
     """
 
-    source: Path = argument("run of class2d or class3d, store or selection")
+    source: Path = argument("run of class2d, class3d or variability, store or selection")
     out: Path = Field(description="selection to make; its name ends in .zarr")
     auto: bool = Field(False, description="keep the classes that look good, and of them the particles that do")
     classes: tuple[int, ...] = Field((), description="keep these classes")
     drop: tuple[int, ...] = Field((), description="keep all classes but these")
     where: tuple[str, ...] = Field(
         (),
-        description="keep particles of which it is true, such as 'max_probability > 0.5'; may be given several times",
+        description="keep particles of which it is true, such as 'max_probability > 0.5' or 'dcryoComponent1 > 2'; may be given several times",
     )
     random: int | None = Field(None, gt=0, description="keep so many, drawn at random")
     common: tuple[Path, ...] = Field(
@@ -98,10 +100,15 @@ def select_particles(options: SelectOptions, *, progress: Progress = print) -> S
         options.out, "select", options.model_dump(), inputs, options.seed, options.resume, options.overwrite
     ) as run:
         if not is_store(options.out):
-            columns = {name: particles[name][left] for name in _CARRIED if name in particles}
+            columns = {name: particles[name][left] for name in _carried(options.source) if name in particles}
             select(store, rows[left], options.out, columns)
         run.done({"particles": len(left), "before": len(particles), "left_out": left_out})
     return SelectResult(open_store(options.out), len(particles), left_out)
+
+
+def _carried(path: Path) -> tuple[str, ...]:
+    varied = not is_store(path) and Run.open(path).record["job"] == "variability"
+    return _CARRIED_WITH_POSES if varied else _CARRIED
 
 
 def _source(path: Path) -> tuple[Store, Particles, np.ndarray]:

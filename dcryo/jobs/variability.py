@@ -64,8 +64,9 @@ _FIRST_AGREEMENT, _FADING = 0.5, 0.8
 _SETTLED, _LEAST_APART = 2e-4, 6
 # Box of the volumes while they are fitted, in shells.
 _WORKING_BOX = 2.5
-# Halves whose volumes of a component correlate by less than this do not support it.
-SUPPORTED = 0.5
+# Halves whose volumes of a component correlate by less than this do not support it; nor do images that know less than
+# this part of its variance, for components of noise may be alike while they fall to nothing.
+SUPPORTED, _LEAST_KNOWN = 0.5, 0.05
 _PERCENTILES = (5, 95)
 _LEAST_NOISE = 1e-6
 # Standard deviation of the contrasts to begin with, and the least contrast that coordinates are divided by.
@@ -88,7 +89,9 @@ class VariabilityOptions(OutOptions, ClusterOptions, SeedOptions):
         None, gt=0, description="finest resolution that is used (default: 3 times Nyquist)"
     )
     highpass_A: float | None = Field(
-        None, gt=0, description="leave out what is coarser than this, where ice or contrast varies more than the molecule"
+        None,
+        gt=0,
+        description="leave out what is coarser than this, where ice or contrast varies more than the molecule",
     )
     mask: Path | None = Field(None, description="where the volume may vary (map of 0 to 1)")
     mask_diameter_A: float | None = Field(
@@ -110,8 +113,8 @@ class VariabilityOptions(OutOptions, ClusterOptions, SeedOptions):
 @dataclass(frozen=True)
 class VariabilityResult:
     """A finished run. components: (K, D, D, D) of unit length, by falling variance; coordinates, sd: (n, K), of the
-    rows of `particles`; agreement: (K,) correlation between the halves of the components, paired; supported: how many
-    of them both halves show."""
+    rows of `particles`; agreement: (K,) correlation between the halves of the components; supported: (K,) bool, whether
+    both halves show them."""
 
     out: Path
     mean: np.ndarray
@@ -120,13 +123,13 @@ class VariabilityResult:
     sd: np.ndarray
     particles: Particles
     agreement: np.ndarray
-    supported: int
+    supported: np.ndarray
 
     def summary(self) -> str:
         agree = ", ".join(f"{one:.2f}" for one in self.agreement)
         return (
             f"{self.out}: {len(self.components)} components of {len(self.particles)} particles; the halves support "
-            f"{self.supported} (correlations {agree})"
+            f"{int(self.supported.sum())} (correlations {agree})"
         )
 
 
@@ -206,12 +209,16 @@ def analyse(options: VariabilityOptions, *, progress: Progress = print) -> Varia
         data = load_dataset(_posed(source, run.path).path, options.seed)
         job = _planned(options, data, mask, diameter, shell_max, first_shell, scratch)
         run.quarantine(data.store.quarantined)
+        if options.mask is None:
+            progress("no --mask: one that leaves out the solvent finds much weaker variability than a sphere does")
         progress(
             f"{len(data.particles)} particles, {options.components} components from {job.box_px} px volumes up to "
             f"{shells.resolution_A(shell_max, data.store.box_px, job.pixel_size_A):.1f} A, on {cluster.description}"
         )
         if source.symmetry.upper() != "C1":
-            progress(f"the poses are those of {source.symmetry}: expand the particles, or variability of one copy blurs")
+            progress(
+                f"the poses are those of {source.symmetry}: expand the particles, or variability of one copy blurs"
+            )
         volumes = options.components + 1
         task_bytes = max(
             shard_bytes(job.box_px, data.store.box_px, shell_max, volumes),
@@ -434,8 +441,14 @@ def _expected_and_maximised(
             drawn = _drawn(job, state, shard) if _drawing(state) else None
             outs.append(
                 graph.call(
-                    expect_shard, shard, job.scratch, prepared, setting, drawn,
-                    name=f"expect-{shard.name}", parts=4,
+                    expect_shard,
+                    shard,
+                    job.scratch,
+                    prepared,
+                    setting,
+                    drawn,
+                    name=f"expect-{shard.name}",
+                    parts=4,
                 )  # fmt: skip
             )
         totals = [graph.tree_sum([out[part] for out in outs], name=f"half{half + 1}-part{part}") for part in range(3)]
@@ -447,12 +460,19 @@ def _expected_and_maximised(
         both = graph.call(kernel.complete, graph.tree_sum(sums, name="joint"), used, name="complete-joint")
         agreement = np.maximum(state.correlation, 0)
         made = graph.call(
-            steps.regularised_volumes, both, state.volumes[0], 2 * agreement / (1 + agreement), own,
-            job.first_shell, name="joint-volumes"
+            steps.regularised_volumes,
+            both,
+            state.volumes[0],
+            2 * agreement / (1 + agreement),
+            own,
+            job.first_shell,
+            name="joint-volumes",
         )
         updated, correlation = [made, made], state.correlation
     else:
-        complete = [graph.call(kernel.complete, one, used, name=f"complete-{half + 1}") for half, one in enumerate(sums)]
+        complete = [
+            graph.call(kernel.complete, one, used, name=f"complete-{half + 1}") for half, one in enumerate(sums)
+        ]
         plain = [
             graph.call(steps.plain_volumes, one, state.volumes[half, :used], job.shell_max, name=f"plain-{half + 1}")
             for half, one in enumerate(complete)
@@ -461,8 +481,13 @@ def _expected_and_maximised(
         floored = graph.call(_at_least, correlation, _floor(state), name="prior")
         updated = [
             graph.call(
-                steps.regularised_volumes, one, state.volumes[half, :used], floored, own, job.first_shell,
-                name=f"regularise-{half + 1}"
+                steps.regularised_volumes,
+                one,
+                state.volumes[half, :used],
+                floored,
+                own,
+                job.first_shell,
+                name=f"regularise-{half + 1}",
             )
             for half, one in enumerate(complete)
         ]
@@ -508,7 +533,10 @@ def _write(job: _Job, state: State, run: Run, cluster: Cluster, progress: Progre
     for number, component in enumerate(made.volumes, start=1):
         mrc.write_map(out / f"component{number}.mrc", component, pixel)
     names = ("mean", *(f"component{number}" for number in range(1, options.components + 1)))
-    write_curves(out / "halves.csv", box, pixel, dict(zip(names, state.correlation, strict=True)))
+    # Of pairs of the halves' loadings, the components are made.
+    agreement, of_pairs = made.share @ state.cosine, made.share @ state.correlation[1:]
+    write_curves(out / "halves.csv", box, pixel, dict(zip(names, [state.correlation[0], *of_pairs], strict=True)))
+    known = _known(sd[used], made.sd)
     labels = {f"{LABEL}{number}": np.char.mod("%.6g", column) for number, column in enumerate(coordinates.T, start=1)}
     particles = replace(
         job.data.particles.replace(
@@ -532,13 +560,13 @@ def _write(job: _Job, state: State, run: Run, cluster: Cluster, progress: Progre
             for frame, one in enumerate(binned, start=1):
                 mrc.write_map(out / SERIES / f"bins{number + 1}_{frame:03d}.mrc", one[0], pixel)
             figures[-1] |= {"bin_particles": [one[2] for one in binned], "bin_resolution_A": [one[1] for one in binned]}
-    cosine = state.cosine
     run.done(
         {
             "particles": int(used.sum()),
             "components": options.components,
-            "supported": int(np.sum(cosine >= SUPPORTED)),
-            "agreement": cosine,
+            "supported": (agreement >= SUPPORTED) & (known >= _LEAST_KNOWN),
+            "agreement": agreement,
+            "known": known,
             "principal_angle_cosines": state.angles,
             "sd": made.sd,
             "variance_share": made.sd**2 / max(np.sum(made.sd**2), 1e-30),
@@ -554,6 +582,14 @@ def _write(job: _Job, state: State, run: Run, cluster: Cluster, progress: Progre
     return _read(run)
 
 
+def _known(sd: np.ndarray, prior_sd: np.ndarray) -> np.ndarray:
+    """Part of the variance of each component, (K,), that images know: 1 less that of their coordinates' posteriors.
+
+    sd: (n, K) of those; prior_sd: (K,)."""
+    left = np.mean(sd**2, axis=0) / np.maximum(prior_sd**2, 1e-30)
+    return np.where(prior_sd > 1e-12 * max(prior_sd.max(), 1e-30), np.clip(1 - left, 0, 1), 0)
+
+
 def _coordinates(job: _Job, state: State, cluster: Cluster) -> Found:
     """What the joint model says of every particle, in the order of the store."""
     tasks = []
@@ -564,7 +600,11 @@ def _coordinates(job: _Job, state: State, cluster: Cluster) -> Found:
         tasks.append(
             [
                 graph.call(
-                    find_shard, shard, job.scratch, prepared, setting,
+                    find_shard,
+                    shard,
+                    job.scratch,
+                    prepared,
+                    setting,
                     name=f"coordinates-{shard.name}",
                 )  # fmt: skip
                 for shard in shards
@@ -580,7 +620,9 @@ def _clusters(options: VariabilityOptions, coordinates: np.ndarray, usable: np.n
     classes = np.ones(len(coordinates), dtype=np.int32)
     if options.clusters > 1:
         if usable.sum() < options.clusters:
-            raise RunError(f"{usable.sum()} particles cannot be grouped into {options.clusters} clusters; ask for fewer")
+            raise RunError(
+                f"{usable.sum()} particles cannot be grouped into {options.clusters} clusters; ask for fewer"
+            )
         random = generator(options.seed, "clusters", 0)
         centres, label = scipy.cluster.vq.kmeans2(coordinates[usable], options.clusters, minit="++", rng=random)
         classes[usable] = 1 + np.argsort(np.argsort(centres[:, 0], kind="stable"))[label]
@@ -629,8 +671,12 @@ def _reconstructed(
                 break
             outs = [
                 graph.call(
-                    bin_shard, shard, share[shard.rows], contrast[shard.rows],
-                    name=f"bin{frame}-{shard.name}", parts=len(em.slab_bounds(nyquist, len(mask))),
+                    bin_shard,
+                    shard,
+                    share[shard.rows],
+                    contrast[shard.rows],
+                    name=f"bin{frame}-{shard.name}",
+                    parts=len(em.slab_bounds(nyquist, len(mask))),
                 )  # fmt: skip
                 for shard in some
             ]
@@ -667,5 +713,5 @@ def _read(run: Run) -> VariabilityResult:
         sd=columns[1],
         particles=star.read_particles(run.path / "particles.star"),
         agreement=np.array(result["agreement"]),
-        supported=result["supported"],
+        supported=np.array(result["supported"]),
     )

@@ -112,9 +112,7 @@ def expect_shard(
     return sums, residual, particles, Found(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
-def find_shard(
-    shard: Shard, scratch: Path, volumes_path: Path, setting: Setting
-) -> Found:
+def find_shard(shard: Shard, scratch: Path, volumes_path: Path, setting: Setting) -> Found:
     """The task: what a model says of the shard's images."""
     volumes, packed, pixels = _load(volumes_path), _packed(shard, scratch), half_plane(setting.shell_max)
     found = []

@@ -12,6 +12,7 @@ from dcryo.kernels import fft, filters, fsc, posterior, slices, solve, variabili
 from dcryo.kernels.shells import HalfPlane, half_plane, volume_shells
 from dcryo.steps.expectation import Batch
 
+
 class Packed(NamedTuple):
     """Images moved to their origins and divided by their norms, up to a shell.
 
@@ -230,11 +231,13 @@ def settled(before: np.ndarray, after: np.ndarray) -> float:
 
 class Principal(NamedTuple):
     """Principal components: volumes (K, D, D, D) of unit length, orthogonal, by falling variance; sd: (K,) standard
-    deviation of their coordinates; turn: (K, K), coordinates of the components = turn @ coordinates of the loadings."""
+    deviation of their coordinates; turn: (K, K), coordinates of the components = turn @ coordinates of the loadings;
+    share: (K, K), how much of each component's variance is of each loading."""
 
     volumes: np.ndarray
     sd: np.ndarray
     turn: np.ndarray
+    share: np.ndarray
 
 
 def principal(loadings: np.ndarray) -> Principal:
@@ -247,7 +250,7 @@ def principal(loadings: np.ndarray) -> Principal:
     volumes = (vectors.T @ flat) / np.maximum(sd, 1e-30)[:, None]
     sign = np.where(np.sum(volumes**3, axis=1) < 0, -1.0, 1.0)
     volumes = (sign[:, None] * volumes).reshape(loadings.shape).astype(np.float32)
-    return Principal(volumes, sd, (vectors * sd * sign).T)
+    return Principal(volumes, sd, (vectors * sd * sign).T, vectors.T**2)
 
 
 def back_project_shares(
