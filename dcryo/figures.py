@@ -462,8 +462,8 @@ def surfaces(pictures: Sequence[np.ndarray], width_A: float, limits_A: tuple[flo
 
 @matplotlib.rc_context(STYLE)
 def series(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[Sequence[str]], titles: Sequence[str]) -> str:
-    """Rows of views (H, W, 3) uint8 of surfaces, first row of pixels lowest, each with a caption below and each row with
-    a title."""
+    """Rows of views (H, W, 3) uint8 of surfaces, first row of pixels lowest, each with a caption below and each row
+    with a title."""
     across = max(len(row) for row in rows)
     side = FULL_IN / across
     figure = Figure(figsize=(FULL_IN, len(rows) * (side + 0.55)))

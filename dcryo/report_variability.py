@@ -65,9 +65,9 @@ def series(path: Path, record: Mapping[str, Any]) -> tuple[str, str] | None:
     if not rows:
         return None
     words = (
-        f"Maps from the 5th to the 95th percentile of each coordinate, which is below them ({SERIES}/): the mean and the "
-        "component, and maps of the particles that are near, which know nothing of the model. Where the two differ, "
-        "the change is not along a line."
+        f"Maps from the 5th to the 95th percentile of each coordinate, which is below them ({SERIES}/): the mean and "
+        "the component, and maps of the particles that are near, which know nothing of the model. Where the two "
+        "differ, the change is not along a line."
     )
     return figures.series(rows, captions, titles), words
 

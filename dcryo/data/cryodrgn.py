@@ -1,8 +1,8 @@
 """Poses and CTFs as cryoDRGN and RECOVAR read them: pickled arrays beside a stack of images that are white on dark.
 
-Both take a rotation as the matrix from volume to image coordinates, as dcryo does; a shift in fractions of the box, with
-RELION's sign; and a row of nine numbers for the CTF (Zhong et al. 2021, its `parse_pose_star` and `parse_ctf_star`). They
-invert the images by default, and their CTF has the other sign, which is the same.
+Both take a rotation as the matrix from volume to image coordinates, as dcryo does; a shift in fractions of the box,
+with RELION's sign; and a row of nine numbers for the CTF (Zhong et al. 2021, its `parse_pose_star` and
+`parse_ctf_star`). They invert the images by default, and their CTF has the other sign, which is the same.
 """
 
 import pickle
@@ -23,8 +23,10 @@ def write_poses(path: Path, rotation: np.ndarray, origin_px: np.ndarray, box_px:
 
 
 def write_ctf(path: Path, box_px: int, columns: Sequence[np.ndarray]) -> None:
-    """An array (n, 9) float32: box in px, pixel size in A, defocus U and V in A and the angle of U in degrees, voltage in
-    kV, spherical aberration in mm, amplitude contrast, phase shift in degrees. columns: the eight after the box, (n,)."""
+    """An array (n, 9) float32: box in px, pixel size in A, defocus U and V in A and the angle of U in degrees, voltage
+    in kV, spherical aberration in mm, amplitude contrast, phase shift in degrees.
+
+    columns: the eight after the box, (n,)."""
     count = len(columns[0])
     _write(path, np.stack([np.full(count, box_px), *columns], axis=1).astype(np.float32))
 

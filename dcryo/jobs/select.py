@@ -44,7 +44,8 @@ class SelectOptions(OutOptions, SeedOptions):
     drop: tuple[int, ...] = Field((), description="keep all classes but these")
     where: tuple[str, ...] = Field(
         (),
-        description="keep particles of which it is true, such as 'max_probability > 0.5' or 'dcryoComponent1 > 2'; may be given several times",
+        description="keep particles of which it is true, such as 'max_probability > 0.5' or, of a run of variability, "
+        "'dcryoComponent1 > 2'; may be given several times",
     )
     random: int | None = Field(None, gt=0, description="keep so many, drawn at random")
     common: tuple[Path, ...] = Field(

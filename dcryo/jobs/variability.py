@@ -1,15 +1,14 @@
 """Continuous variability: principal components of the volume from images with known poses.
 
 Each half of the particles has its own mean volume and components, found by expectation and maximisation
-(`kernels.variability`); the halves meet only in the correlation of their volumes, shell by shell, which sets the priors,
-and in the choice of axes within each half's own subspace. When both have settled, how far they agree is written down, and
-a last few iterations join them for the components and coordinates that the run gives.
+(`kernels.variability`); the halves meet only in the correlation of their volumes, shell by shell, which sets the
+priors, and in the choice of axes within each half's own subspace. When both have settled, how far they agree is written
+down, and a last few iterations join them for the components and coordinates that the run gives.
 """
 
 import csv
 import io
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +28,6 @@ from dcryo.data.store import Store, is_store, open_store, select
 from dcryo.errors import InputError, RunError
 from dcryo.jobs import em
 from dcryo.jobs.dataset import (
-    BATCH,
     Dataset,
     Shard,
     cut_shards,
@@ -50,7 +48,8 @@ from dcryo.jobs.variability_parts import (
     shard_bytes,
     write_volumes,
 )
-from dcryo.kernels import filters, fsc, masks, shells, variability as kernel
+from dcryo.kernels import filters, fsc, masks, shells
+from dcryo.kernels import variability as kernel
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.symmetry import operators
 from dcryo.steps import variability as steps
@@ -138,7 +137,8 @@ class State:
     """All that one iteration hands to the next.
 
     volumes: (2, q, d, d, d) float32, the mean and the loadings of each half, in the working box; noise_power: (2, G,
-    shell_max + 1); contrast_sd: (2,), of the images' contrasts; correlation: (q, shell_max + 1) between the halves; cosine, angles: (K,), as in
+    shell_max + 1); contrast_sd: (2,), of the images' contrasts; correlation: (q, shell_max + 1) between the halves;
+    cosine, angles: (K,), as in
     `steps.variability.Canonical`; stage: mean, apart, joint or done; of_stage: iterations done of it.
     """
 
@@ -194,9 +194,8 @@ def analyse(options: VariabilityOptions, *, progress: Progress = print) -> Varia
     source = _source(options.source)
     mask, diameter = load_mask(source.store, options.mask_diameter_A, options.mask)
     shell_max, first_shell = _band(options, source.store)
-    if source.rows is None:
-        if not load_dataset(source.store.path, options.seed).has_poses:
-            raise InputError(f"{options.source}: the particles have no poses (rlnAngleRot, ...); refine them first")
+    if source.rows is None and not load_dataset(source.store.path, options.seed).has_poses:
+        raise InputError(f"{options.source}: the particles have no poses (rlnAngleRot, ...); refine them first")
     inputs: list[Path] = [source.store.path]
     inputs += [options.source / "particles.star"] if source.rows is not None else []
     inputs += [options.mask] if options.mask else []
@@ -274,8 +273,8 @@ def _band(options: VariabilityOptions, store: Store) -> tuple[int, int]:
     first = 1 + shells.shell_at(options.highpass_A, box, pixel) if options.highpass_A else 0
     if last < 3 or first > last - 2:
         raise InputError(
-            f"--resolution-limit {limit:g} A leaves the shells {first} to {last} of a box of {box * pixel:g} A; expected "
-            "three or more. Give a finer limit, or a coarser --highpass"
+            f"--resolution-limit {limit:g} A leaves the shells {first} to {last} of a box of {box * pixel:g} A; "
+            "expected three or more. Give a finer limit, or a coarser --highpass"
         )
     return last, first
 
@@ -358,7 +357,9 @@ def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Prog
     if state.iteration > 0 and not _drawing(state):
         of_halves = [steps.spread(one) for one in found]
         if state.stage == "joint":
-            of_halves = [steps.Spread(*map(sum, zip(*of_halves, strict=True)))] * 2
+            one, other = of_halves
+            both = steps.Spread(one.images + other.images, one.first + other.first, one.second + other.second)
+            of_halves = [both, both]
         for half, over in enumerate(of_halves):
             volumes[half, :used], contrast_sd[half] = steps.expanded(volumes[half, :used], over)
     cosine, angles = state.cosine, state.angles
@@ -449,7 +450,7 @@ def _expected_and_maximised(
                     drawn,
                     name=f"expect-{shard.name}",
                     parts=4,
-                )  # fmt: skip
+                )
             )
         totals = [graph.tree_sum([out[part] for out in outs], name=f"half{half + 1}-part{part}") for part in range(3)]
         sums.append(totals[0])
@@ -547,7 +548,7 @@ def _write(job: _Job, state: State, run: Run, cluster: Cluster, progress: Progre
     star.write_particles(out / "particles.star", particles, None)
     _write_coordinates(out / "coordinates.csv", particles, coordinates[used], sd[used], contrast[used])
     (out / SERIES).mkdir(exist_ok=True)
-    figures = []
+    figures: list[dict[str, Any]] = []
     for number, component in enumerate(made.volumes):
         places = _places(coordinates[used, number], options.frames)
         for frame, place in enumerate(places, start=1):
@@ -606,7 +607,7 @@ def _coordinates(job: _Job, state: State, cluster: Cluster) -> Found:
                     prepared,
                     setting,
                     name=f"coordinates-{shard.name}",
-                )  # fmt: skip
+                )
                 for shard in shards
             ]
         )
@@ -651,7 +652,8 @@ def _write_coordinates(
 
 def _places(coordinate: np.ndarray, frames: int) -> np.ndarray:
     """Places along a component, from its 5th to its 95th percentile."""
-    return np.linspace(*np.percentile(coordinate, _PERCENTILES), frames)
+    low, high = np.percentile(coordinate, _PERCENTILES).tolist()
+    return np.linspace(low, high, frames)
 
 
 def _reconstructed(
@@ -677,7 +679,7 @@ def _reconstructed(
                     contrast[shard.rows],
                     name=f"bin{frame}-{shard.name}",
                     parts=len(em.slab_bounds(nyquist, len(mask))),
-                )  # fmt: skip
+                )
                 for shard in some
             ]
             slabs = range(len(em.slab_bounds(nyquist, len(mask))))

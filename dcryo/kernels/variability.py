@@ -11,8 +11,9 @@ posterior of z by the numbers <Y, S_k> and <W S_k, S_l> alone, and the next volu
 
     sum_l (sum_i a^2 E[z_k z_l] W + delta_kl / tau_k^2) V_l = sum_i a E[z_k] Y
 
-with z_0 = 1. q = K + 1 volumes are interleaved, voxel by voxel, so that the kernel's weights are computed once for all of
-them; the sums hold q complex numerators and the q (q + 1) / 2 weights of the lower triangle per voxel, as real numbers.
+with z_0 = 1. q = K + 1 volumes are interleaved, voxel by voxel, so that the kernel's weights are computed once for all
+of them; the sums hold q complex numerators and the q (q + 1) / 2 weights of the lower triangle per voxel, as real
+numbers.
 """
 
 import numpy as np
@@ -111,8 +112,8 @@ def maximise(sums: np.ndarray, volumes: np.ndarray, precision: np.ndarray) -> np
     """The volumes that maximise the posterior, given the sums of images' innovations from the present ones.
 
     sums: from `complete`; volumes: (q, D, D, D), those that the innovations are from; precision: (q, shell_max + 1),
-    1 / tau_k^2 per shell. Frequencies that no image touched, and those past shell_max, stay as they are. Returns
-    (q, D, D, D) float32. (The step of `solve.maximise`, for several volumes that share their images.)
+    1 / tau_k^2 per shell. Frequencies past shell_max stay as they are; those that no image touched are emptied by a
+    prior and else stay too. Returns (q, D, D, D) float32. (The step of `solve.maximise`, for several volumes that share their images.)
     """
     count, box = len(volumes), volumes.shape[1]
     shell_max = precision.shape[1] - 1
@@ -257,8 +258,7 @@ def _step(sums, precision, spacing, step):  # type: ignore[no-untyped-def]
             across = (iz - half) ** 2 + (iy - half) ** 2
             for x in range(step.shape[2]):
                 shell = int(np.sqrt(across + x * x) * spacing + 0.5)
-                # Without images there is nothing to change; the mean's weight is that of them all.
-                if shell >= shells or not sums[iz, iy, x + BEFORE, 2 * volumes] > 0:
+                if shell >= shells:
                     step[iz, iy, x] = 0
                     continue
                 here = sums[iz, iy, x + BEFORE]

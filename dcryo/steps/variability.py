@@ -1,7 +1,7 @@
 """Steps of the analysis of variability: what one task does to a batch of images, and what is made of the sums.
 
-The loadings of a model are volumes V_1 ... V_K whose coordinates have a standard normal prior, so that their lengths are
-the standard deviations of the variability. Any rotation of them among themselves is the same model.
+The loadings of a model are volumes V_1 ... V_K whose coordinates have a standard normal prior, so that their lengths
+are the standard deviations of the variability. Any rotation of them among themselves is the same model.
 """
 
 from typing import NamedTuple
@@ -155,7 +155,7 @@ def regularised_volumes(
 class Spread(NamedTuple):
     """Moments of (c, z_1 ... z_K) over images: their number, sums (q,) and sums of products (q, q)."""
 
-    count: int
+    images: int
     first: np.ndarray
     second: np.ndarray
 
@@ -173,7 +173,7 @@ def expanded(volumes: np.ndarray, over: Spread) -> tuple[np.ndarray, float]:
     It is the same model with a prior that fits the coordinates (parameter-expanded EM: Liu, Rubin & Wu 1998): loadings
     grow or fall to their lengths in a few iterations, where the plain algorithm takes tens.
     """
-    first, second = over.first / over.count, over.second / over.count
+    first, second = over.first / over.images, over.second / over.images
     covariance = second - np.outer(first, first)
     values, vectors = np.linalg.eigh(covariance[1:, 1:])
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
@@ -197,8 +197,8 @@ class Canonical(NamedTuple):
 
 
 def canonical(first: np.ndarray, second: np.ndarray) -> Canonical:
-    """Turn the loadings (K, D, D, D) of each half among themselves, which changes no model, so that those that vary most
-    in both make the first pair, and so on: by the singular vectors of their products (Schoenemann 1966).
+    """Turn the loadings (K, D, D, D) of each half among themselves, which changes no model, so that those that vary
+    most in both make the first pair, and so on: by the singular vectors of their products (Schoenemann 1966).
 
     Principal angles: Bjoerck & Golub 1973. Loadings that are nothing have cosine 0.
     """
