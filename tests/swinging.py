@@ -1,5 +1,6 @@
 """Particles with a domain that swings about a hinge, each by an angle of its own, and how a map shows the swing."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from dcryo.kernels import fft, slices
 from dcryo.kernels.ctf import ctf
 from dcryo.kernels.density import gaussian_density
 from dcryo.kernels.masks import sphere
-from dcryo.kernels.phantom import phantom
+from dcryo.kernels.phantom import Phantom, phantom
 from dcryo.kernels.posterior import shift_phases
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import unpack
@@ -41,11 +42,17 @@ def turn(angle_deg: float) -> np.ndarray:
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
 
 
+@functools.cache
+def _atoms(radius_A: float, seed: int) -> Phantom:
+    return phantom(operators("C1"), radius_A, seed)
+
+
+@functools.lru_cache(maxsize=64)
 def parts(box_px: int, pixel_size_A: float, angle_deg: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Densities (D, D, D) of the body, and of the domain turned by an angle about the hinge."""
     out = []
     for radius, centre, seed in ((BODY_RADIUS_A, np.array([-15.0, 0, 0]), 1), (DOMAIN_RADIUS_A, DOMAIN_A, 2)):
-        atoms = phantom(operators("C1"), radius, seed)
+        atoms = _atoms(radius, seed)
         place = atoms.position_A + centre
         if seed == 2:
             place = (place - HINGE_A) @ turn(angle_deg).T + HINGE_A
@@ -123,12 +130,12 @@ def make(
     return Swinging(out / "truth.star", angle, body, domain, pixel_size_A)
 
 
-def angle_in(volume: np.ndarray, pixel_size_A: float, angles_deg: np.ndarray, lowpass_shell: int) -> float:
+def angle_in(volume: np.ndarray, pixel_size_A: float, angles_deg: np.ndarray, shell: int) -> float:
     """The angle of the domain in a map: where the density of the whole molecule with the domain at each of some angles
     correlates with it best, inside a sphere about the domain's way, interpolated by a parabola."""
     box = len(volume)
     keep = np.hypot.reduce(np.stack(np.meshgrid(*[np.fft.fftfreq(box, 1 / box)] * 2, np.arange(box // 2 + 1)))) \
-        <= lowpass_shell  # fmt: skip
+        <= shell  # fmt: skip
     filtered = fft.irfftn(fft.rfftn(volume) * keep, box)
     shift = np.round(DOMAIN_A[::-1] / pixel_size_A).astype(int)
     way = np.roll(sphere(box, 2 * (DOMAIN_RADIUS_A + 12) / pixel_size_A, 4.0), shift, axis=(0, 1, 2)) > 0.5
