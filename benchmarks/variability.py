@@ -3,9 +3,9 @@
     python benchmarks/variability.py run FOLDER [--only NAME ...]
     python benchmarks/variability.py report FOLDER --output docs/benchmarks-variability.md
 
-The molecule is that of tests/swinging.py: a body 80 A and a domain 56 A wide, which is a sixth of the mass and turns about
-a hinge by an angle uniform from -15 to 15 degrees, another for each particle; contrasts vary by 15 %, shifts by a pixel.
-The mask is the union of where the domain goes. Each run leaves FOLDER/results/NAME.json and is not repeated.
+The molecule is that of tests/swinging.py: a body 80 A and a domain 56 A wide, which is a sixth of the mass and turns
+about a hinge by an angle uniform from -15 to 15 degrees, another for each particle; contrasts vary by 15 %, shifts by a
+pixel. The mask is the union of where the domain goes. Each run leaves FOLDER/results/NAME.json and is not repeated.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def run(folder: Path, name: str) -> None:
                 out=source,
                 resume=True,
                 mask_diameter_A=swinging.MASK_DIAMETER_A,
-            )  # fmt: skip
+            )
         )
         data = load_dataset(place / "particles.zarr", 0)
         true = data.rotation[np.argsort(data.particles["image_index"])][refined.particles["image_index"]]
@@ -94,7 +94,7 @@ def run(folder: Path, name: str) -> None:
             resolution_limit_A=one.limit_A,
             components=2,
             overwrite=True,
-        )  # fmt: skip
+        )
     )
     figures["cpu_s"] = time.process_time() - started
     angle = np.load(truth)[result.particles["image_index"]]
@@ -106,12 +106,6 @@ def run(folder: Path, name: str) -> None:
         "cost_ms": cost(place / "particles.zarr", one),
         "memory_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    shell = int(one.box_px * one.pixel_A / 16)
-    for prefix in ("component1", "bins1"):
-        files = sorted((result.out / "series").glob(f"{prefix}_*.mrc"))
-        figures[prefix] = [
-            swinging.angle_in(mrc.read_map(file).array, one.pixel_A, np.arange(-24.0, 25, 4), shell) for file in files
-        ]
     (folder / "results").mkdir(exist_ok=True)
     (folder / "results" / f"{name}.json").write_text(json.dumps(figures, indent=1))
 
@@ -151,41 +145,50 @@ def cost(store: Path, one: Set, images: int = 512) -> dict[str, float]:
     return out
 
 
+def _angles(series: Path, prefix: str, pixel_A: float) -> str:
+    files = sorted(series.glob(f"{prefix}_*.mrc"))
+    return " ".join(f"{swinging.angle_in(mrc.read_map(file).array, pixel_A, 16.0):.1f}" for file in files)
+
+
 def report(folder: Path, output: Path) -> None:
-    found = {name: json.loads((folder / "results" / f"{name}.json").read_text())
-             for name in SETS if (folder / "results" / f"{name}.json").is_file()}  # fmt: skip
+    done = [name for name in SETS if (folder / "results" / f"{name}.json").is_file()]
     rows, angles, costs = [], [], []
-    for name, figures in found.items():
-        one = SETS[name]
+    for name in done:
+        one, figures = SETS[name], json.loads((folder / "results" / f"{name}.json").read_text())
         poses = f"refined, {figures['pose_error_deg']:.1f} deg off" if one.consensus else "true"
-        rows.append(
-            [f"{one.box_px} px of {one.pixel_A:g} A", f"{one.particles}", f"{one.snr:g}", poses,
-             "molecule" if one.masked else "sphere", f"{figures['spearman']:.3f}",
-             ", ".join(f"{agreement:.2f}" for agreement in figures["agreement"]),
-             str(sum(figures["supported"])), str(figures["iterations"])]
-        )  # fmt: skip
-        angles.append([name, *(" ".join(f"{angle:.0f}" for angle in figures[prefix])
-                               for prefix in ("component1", "bins1"))])  # fmt: skip
+        images, mask = f"{one.box_px} px of {one.pixel_A:g} A", "molecule" if one.masked else "sphere"
+        agreement = ", ".join(f"{agreement:.2f}" for agreement in figures["agreement"])
+        counts = sum(figures["supported"]), figures["iterations"]
+        rows.append([images, one.particles, one.snr, poses, mask, f"{figures['spearman']:.3f}", agreement, *counts])
+        series = folder / "runs" / name / "series"
+        angles.append([name, *(_angles(series, prefix, one.pixel_A) for prefix in ("component1", "bins1"))])
         if not one.consensus and one.masked:
             cost = figures["cost_ms"]
-            costs.append([name, str(int(cost["pixels"])), *(f"{cost[k]:.2f}" for k in ("1", "3", "6"))])
+            costs.append([name, int(cost["pixels"]), *(f"{cost[k]:.2f}" for k in ("1", "3", "6"))])
     heading = ["images", "particles", "SNR", "poses", "mask", "Spearman", "agreement", "supported", "iterations"]
-    text = [
-        "# Continuous variability", "", __doc__.split("\n\n")[2].strip(), "",
-        "Made by `benchmarks/variability.py`. SNR is over the whole box, of the projection times the CTF, so that at the "
-        "same SNR a box of half the pixel size has four times the signal at each frequency.", "",
-        "## Whether the coordinate follows the angle", "",
-        "Rank correlation of the first of two coordinates with the true angle; correlation of each component between the "
-        "halves, and how many of them are supported.", "", *table(heading, rows), "",
-        "## Whether the maps swing", "",
-        "Angle of the domain in degrees, fitted to each of the seven maps from the 5th to the 95th percentile (true: -13.5 "
-        "to 13.5); the sign of a component is not that of the angle.", "",
-        *table(["run", "mean and component", "particles reconstructed"], angles), "",
-        "## Cost", "",
-        "CPU milliseconds per image and iteration on one core, by the number of components.", "",
-        *table(["run", "Fourier pixels", "1", "3", "6"], costs), "",
-    ]  # fmt: skip
-    output.write_text("\n".join(text))
+    text = f"""# Continuous variability
+
+{(__doc__ or "").strip().split(chr(10) * 2)[2]}
+
+Made by `benchmarks/variability.py`. SNR is over the whole box, of the projection times the CTF: at the same SNR a box
+of half the pixel size has four times the signal at each frequency. Poses are the true ones, or those of `dcryo refine`
+from a first reference of the molecule with its domain in the middle.
+
+## Whether the coordinate follows the angle
+Rank correlation of the first of two coordinates with the true angle; correlation of each component between the halves,
+and how many of them are supported.
+
+{table(heading, rows)}
+## Whether the maps swing
+Angle of the domain against the body in degrees, fitted to each of the seven maps from the 5th to the 95th percentile
+(true: -13.5 to 13.5). The sign of a component is not that of the angle.
+
+{table(["run", "mean and component", "particles reconstructed"], angles)}
+## Cost
+CPU milliseconds per image and iteration on one core, by the number of components.
+
+{table(["run", "Fourier pixels", "1", "3", "6"], costs)}"""
+    output.write_text(text)
 
 
 def main() -> None:

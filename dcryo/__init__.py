@@ -30,15 +30,18 @@ if TYPE_CHECKING:
     from dcryo.jobs.select import SelectOptions, select_particles
     from dcryo.jobs.simulate import SimulateOptions, simulate
     from dcryo.jobs.validate import ValidateOptions, validate
+    from dcryo.jobs.variability import VariabilityOptions
+    from dcryo.jobs.variability import analyse as variability
     from dcryo.report import write_report
 
 __all__ = [
     "AbinitioOptions", "AlignOptions", "Class2dOptions", "CtfOptions", "DemoOptions", "DepositOptions",
-    "DirectionalOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions", "LocalResolutionOptions",
-    "MapModelOptions", "MotionOptions", "PickOptions", "PostprocessOptions", "ReconstructOptions", "RefineOptions",
-    "SelectOptions", "SimulateOptions", "ValidateOptions", "abinitio", "align", "class2d", "ctf", "demo", "deposit",
-    "directional_resolution", "export_particles", "extract", "fsc_of_maps", "import_particles", "localres", "mapmodel",
-    "motion", "open", "pick", "postprocess", "reconstruct", "refine", "select_particles", "simulate", "validate",
+    "DirectionalOptions", "ExportOptions", "ExtractOptions", "FscOptions", "ImportOptions",
+    "LocalResolutionOptions", "MapModelOptions", "MotionOptions", "PickOptions", "PostprocessOptions",
+    "ReconstructOptions", "RefineOptions", "SelectOptions", "SimulateOptions", "ValidateOptions",
+    "VariabilityOptions", "abinitio", "align", "class2d", "ctf", "demo", "deposit", "directional_resolution",
+    "export_particles", "extract", "fsc_of_maps", "import_particles", "localres", "mapmodel", "motion", "open",
+    "pick", "postprocess", "reconstruct", "refine", "select_particles", "simulate", "validate", "variability",
     "write_report",
 ]  # fmt: skip
 
@@ -86,6 +89,8 @@ _HOMES = {
     "simulate": ("dcryo.jobs.simulate", "simulate"),
     "ValidateOptions": ("dcryo.jobs.validate", "ValidateOptions"),
     "validate": ("dcryo.jobs.validate", "validate"),
+    "VariabilityOptions": ("dcryo.jobs.variability", "VariabilityOptions"),
+    "variability": ("dcryo.jobs.variability", "analyse"),
     "write_report": ("dcryo.report", "write_report"),
 }
 

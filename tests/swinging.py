@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
+from scipy.optimize import minimize
 
 from dcryo.data import mrc, star
 from dcryo.data.particles import Particles
 from dcryo.kernels import fft, slices
 from dcryo.kernels.ctf import ctf
 from dcryo.kernels.density import gaussian_density
-from dcryo.kernels.masks import sphere
+from dcryo.kernels.filters import lowpass, rescale_volume
 from dcryo.kernels.phantom import Phantom, phantom
 from dcryo.kernels.posterior import shift_phases
 from dcryo.kernels.randomness import generator
@@ -19,10 +21,12 @@ from dcryo.kernels.shells import unpack
 from dcryo.kernels.symmetry import operators
 from dcryo.steps.simulation import Microscope, draw_truth, image_pixels, micrograph_of, pixel_variance
 
+BODY_A = np.array([-15.0, 0.0, 0.0])
 HINGE_A = np.array([20.0, 0.0, 0.0])
 DOMAIN_A = np.array([50.0, 0.0, 0.0])
 BODY_RADIUS_A, DOMAIN_RADIUS_A = 40.0, 28.0
 MASK_DIAMETER_A = 170.0
+_COMPARED_PX, _ANGLES_DEG = 48, np.arange(-24.0, 25.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def _atoms(radius_A: float, seed: int) -> Phantom:
 def parts(box_px: int, pixel_size_A: float, angle_deg: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Densities (D, D, D) of the body, and of the domain turned by an angle about the hinge."""
     out = []
-    for radius, centre, seed in ((BODY_RADIUS_A, np.array([-15.0, 0, 0]), 1), (DOMAIN_RADIUS_A, DOMAIN_A, 2)):
+    for radius, centre, seed in ((BODY_RADIUS_A, BODY_A, 1), (DOMAIN_RADIUS_A, DOMAIN_A, 2)):
         atoms = _atoms(radius, seed)
         place = atoms.position_A + centre
         if seed == 2:
@@ -130,20 +134,47 @@ def make(
     return Swinging(out / "truth.star", angle, body, domain, pixel_size_A)
 
 
-def angle_in(volume: np.ndarray, pixel_size_A: float, angles_deg: np.ndarray, shell: int) -> float:
-    """The angle of the domain in a map: where the density of the whole molecule with the domain at each of some angles
-    correlates with it best, inside a sphere about the domain's way, interpolated by a parabola."""
-    box = len(volume)
-    keep = np.hypot.reduce(np.stack(np.meshgrid(*[np.fft.fftfreq(box, 1 / box)] * 2, np.arange(box // 2 + 1)))) \
-        <= shell  # fmt: skip
-    filtered = fft.irfftn(fft.rfftn(volume) * keep, box)
-    shift = np.round(DOMAIN_A[::-1] / pixel_size_A).astype(int)
-    way = np.roll(sphere(box, 2 * (DOMAIN_RADIUS_A + 12) / pixel_size_A, 4.0), shift, axis=(0, 1, 2)) > 0.5
-    scores = []
-    for angle in angles_deg:
-        whole = fft.irfftn(fft.rfftn(sum(parts(box, pixel_size_A, angle))) * keep, box)
-        scores.append(np.corrcoef(whole[way], filtered[way])[0, 1])
+def angle_in(volume: np.ndarray, pixel_size_A: float, resolution_A: float) -> float:
+    """The angle of the domain against the body in a map, in degrees.
+
+    Poses that were refined take a part of the swing for a turn of the whole. So the map is first turned about z, and
+    moved across, until its body lies where it should; then the molecule with the domain at each of some angles is
+    compared with it, in a sphere about the domain's way, and the best angle interpolated by a parabola.
+    """
+    box = min(len(volume), _COMPARED_PX)
+    pixel = pixel_size_A * len(volume) / box
+    shown = lowpass(rescale_volume(volume, box), pixel, resolution_A)
+    fitted = _body_in_place(shown, pixel, resolution_A)
+    way = _ball(box, DOMAIN_A / pixel, (DOMAIN_RADIUS_A + 12) / pixel)
+    scores = [
+        np.corrcoef(lowpass(sum(parts(box, pixel, angle)), pixel, resolution_A)[way], fitted[way])[0, 1]
+        for angle in _ANGLES_DEG
+    ]
     best = int(np.clip(np.argmax(scores), 1, len(scores) - 2))
     left, middle, right = scores[best - 1 : best + 2]
-    step = angles_deg[1] - angles_deg[0]
-    return float(angles_deg[best] + step * np.clip((left - right) / (2 * (left - 2 * middle + right)), -1, 1))
+    step = _ANGLES_DEG[1] - _ANGLES_DEG[0]
+    return float(_ANGLES_DEG[best] + step * np.clip((left - right) / (2 * (left - 2 * middle + right)), -1, 1))
+
+
+def _body_in_place(shown: np.ndarray, pixel_size_A: float, resolution_A: float) -> np.ndarray:
+    box = len(shown)
+    body = lowpass(parts(box, pixel_size_A)[0], pixel_size_A, resolution_A)
+    inside = _ball(box, BODY_A / pixel_size_A, (BODY_RADIUS_A + 2) / pixel_size_A)
+    spline, centre = ndimage.spline_filter(shown), np.full(3, box // 2)
+
+    def moved(place: np.ndarray) -> np.ndarray:
+        turned = turn(place[0])[::-1, ::-1]  # as (z, y, x)
+        offset = centre + np.array([0, place[2], place[1]]) - turned @ centre
+        return ndimage.affine_transform(spline, turned, offset, prefilter=False)
+
+    found = minimize(
+        lambda place: -np.corrcoef(moved(place)[inside], body[inside])[0, 1], np.zeros(3), method="Nelder-Mead",
+        options={"initial_simplex": [[0, 0, 0], [4, 0, 0], [0, 1, 0], [0, 0, 1]], "xatol": 0.05, "fatol": 1e-5},
+    )  # fmt: skip
+    return moved(found.x)
+
+
+def _ball(box_px: int, centre_px: np.ndarray, radius_px: float) -> np.ndarray:
+    axis = np.arange(box_px) - box_px // 2
+    squares = np.ix_(*[(axis - place) ** 2 for place in centre_px[::-1]])
+    return sum(squares) < radius_px**2

@@ -113,7 +113,8 @@ def maximise(sums: np.ndarray, volumes: np.ndarray, precision: np.ndarray) -> np
 
     sums: from `complete`; volumes: (q, D, D, D), those that the innovations are from; precision: (q, shell_max + 1),
     1 / tau_k^2 per shell. Frequencies past shell_max stay as they are; those that no image touched are emptied by a
-    prior and else stay too. Returns (q, D, D, D) float32. (The step of `solve.maximise`, for several volumes that share their images.)
+    prior and else stay too. Returns (q, D, D, D) float32. (The step of `solve.maximise`, for several volumes that share
+    their images.)
     """
     count, box = len(volumes), volumes.shape[1]
     shell_max = precision.shape[1] - 1
