@@ -160,12 +160,12 @@ def _body_in_place(shown: np.ndarray, pixel_size_A: float, resolution_A: float) 
     box = len(shown)
     body = lowpass(parts(box, pixel_size_A)[0], pixel_size_A, resolution_A)
     inside = _ball(box, BODY_A / pixel_size_A, (BODY_RADIUS_A + 2) / pixel_size_A)
-    spline, centre = ndimage.spline_filter(shown), np.full(3, box // 2)
+    centre = np.full(3, box // 2)
 
     def moved(place: np.ndarray) -> np.ndarray:
         turned = turn(place[0])[::-1, ::-1]  # as (z, y, x)
         offset = centre + np.array([0, place[2], place[1]]) - turned @ centre
-        return ndimage.affine_transform(spline, turned, offset, prefilter=False)
+        return ndimage.affine_transform(shown, turned, offset, order=1)
 
     found = minimize(
         lambda place: -np.corrcoef(moved(place)[inside], body[inside])[0, 1], np.zeros(3), method="Nelder-Mead",

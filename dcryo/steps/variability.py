@@ -170,8 +170,8 @@ def expanded(volumes: np.ndarray, over: Spread) -> tuple[np.ndarray, float]:
     """Volumes whose coordinates have mean 0 and covariance 1 and whose contrasts have mean 1, made of some (q, D, D, D)
     whose coordinates have the moments `over` images; and the standard deviation of the contrasts.
 
-    It is the same model with a prior that fits the coordinates (parameter-expanded EM: Liu, Rubin & Wu 1998). Without it
-    loadings are too short, for their priors shrink them in each iteration.
+    It is the same model with a prior that fits the coordinates (parameter-expanded EM: Liu, Rubin & Wu 1998). Without
+    it loadings are too short, for their priors shrink them in each iteration.
     """
     first, second = over.first / over.images, over.second / over.images
     covariance = second - np.outer(first, first)
