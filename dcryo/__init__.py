@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from dcryo.jobs.simulate import SimulateOptions, simulate
     from dcryo.jobs.subtract import SubtractOptions, subtract
     from dcryo.jobs.validate import ValidateOptions, validate
+    from dcryo.jobs.variability import VariabilityOptions
+    from dcryo.jobs.variability import analyse as variability
     from dcryo.report import write_report
 
 __all__ = [
@@ -41,10 +43,10 @@ __all__ = [
     "DemoOptions", "DepositOptions", "DirectionalOptions", "ExpandOptions", "ExportOptions", "ExtractOptions",
     "FscOptions", "ImportOptions", "LocalResolutionOptions", "MapModelOptions", "MotionOptions", "PickOptions",
     "PostprocessOptions", "ReconstructOptions", "RefineOptions", "SelectOptions", "SimulateOptions", "SubtractOptions",
-    "ValidateOptions", "abinitio", "align", "class2d", "class3d", "ctf", "ctfrefine", "demo", "deposit",
-    "directional_resolution", "expand", "export_particles", "extract", "fsc_of_maps", "import_particles", "localres",
-    "mapmodel", "motion", "open", "pick", "postprocess", "reconstruct", "refine", "select_particles", "simulate",
-    "subtract", "validate", "write_report",
+    "ValidateOptions", "VariabilityOptions", "abinitio", "align", "class2d", "class3d", "ctf", "ctfrefine", "demo",
+    "deposit", "directional_resolution", "expand", "export_particles", "extract", "fsc_of_maps", "import_particles",
+    "localres", "mapmodel", "motion", "open", "pick", "postprocess", "reconstruct", "refine", "select_particles",
+    "simulate", "subtract", "validate", "variability", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -99,6 +101,8 @@ _HOMES = {
     "subtract": ("dcryo.jobs.subtract", "subtract"),
     "ValidateOptions": ("dcryo.jobs.validate", "ValidateOptions"),
     "validate": ("dcryo.jobs.validate", "validate"),
+    "VariabilityOptions": ("dcryo.jobs.variability", "VariabilityOptions"),
+    "variability": ("dcryo.jobs.variability", "analyse"),
     "write_report": ("dcryo.report", "write_report"),
 }
 

@@ -72,6 +72,7 @@ COMMANDS = (
     Entry("reconstruct", "jobs.reconstruct", "ReconstructOptions", "reconstruct", "Maps from given poses."),
     Entry("expand", "jobs.expand", "ExpandOptions", "expand", "Each particle once per symmetry operator."),
     Entry("subtract", "jobs.subtract", "SubtractOptions", "subtract", "Take what is outside a mask off the images."),
+    Entry("variability", "jobs.variability", "VariabilityOptions", "analyse", "Principal components of the volume."),
     Entry("align", "jobs.align", "AlignOptions", "align", "Bring a map onto another: rotation, shift, hand."),
     Entry("postprocess", "jobs.postprocess", "PostprocessOptions", "postprocess", "Mask, FSC and sharpening."),
     Entry("fsc", "jobs.fsc", "FscOptions", "fsc_of_maps", "Fourier shell correlation of two maps."),

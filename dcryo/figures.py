@@ -461,6 +461,41 @@ def surfaces(pictures: Sequence[np.ndarray], width_A: float, limits_A: tuple[flo
 
 
 @matplotlib.rc_context(STYLE)
+def series(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[Sequence[str]], titles: Sequence[str]) -> str:
+    """Rows of views (H, W, 3) uint8 of surfaces, first row of pixels lowest, each with a caption below and each row
+    with a title."""
+    across = max(len(row) for row in rows)
+    side = FULL_IN / across
+    figure = Figure(figsize=(FULL_IN, len(rows) * (side + 0.55)))
+    grid = figure.subplots(len(rows), across, squeeze=False)
+    for axes_of_row, row, words, title in zip(grid, rows, captions, titles, strict=True):
+        for axes in axes_of_row:
+            axes.set_axis_off()
+        for axes, picture, caption in zip(axes_of_row, row, words, strict=False):
+            axes.imshow(picture, origin="lower", interpolation="none")
+            axes.text(0.5, -0.03, caption, transform=axes.transAxes, ha="center", va="top", fontsize=8.5)
+        axes_of_row[0].set_title(title, loc="left")
+    return _jpeg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def coordinates(values: np.ndarray, names: Sequence[str]) -> str:
+    """Coordinates (n, K) of particles: a histogram of each, and the next against it as counts over the plane."""
+    count = values.shape[1]
+    across = min(count, 4)
+    figure = Figure(figsize=(FULL_IN, 2.7 * (1 + (count > 1))))
+    grid = figure.subplots(1 + (count > 1), across, squeeze=False)
+    for k in range(across):
+        _histogram(grid[0, k], values[:, k], names[k])
+        if count > 1:
+            other = (k + 1) % count
+            grid[1, k].hexbin(values[:, k], values[:, other], gridsize=int(np.clip(len(values) ** 0.4, 15, 50)),
+                              mincnt=1, cmap="viridis", rasterized=True, linewidths=0)  # fmt: skip
+            grid[1, k].set(xlabel=names[k], ylabel=names[other])
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
 def directional(
     frequency_1_A: np.ndarray,
     curves: Mapping[str, np.ndarray],

@@ -27,6 +27,7 @@ from dcryo import (
     report_postprocess,
     report_surfaces,
     report_validate,
+    report_variability,
 )
 from dcryo.data import mrc, star
 from dcryo.data.atomic import replacing
@@ -65,6 +66,7 @@ TITLES = {
     "pick": "Particle picking",
     "deposit": "Files for a deposition",
     "validate": "Tests for overfitting",
+    "variability": "Continuous variability",
 }
 UNITS = {
     "e_A2": "e/Å²",
@@ -82,7 +84,7 @@ UNITS = {
 
 TIMES = (("started", "started_utc"), ("finished", "finished_utc"))
 
-MAPS = ("map.mrc", "map_local.mrc", "half1.mrc", "class1.mrc", "truth.mrc", "moved.mrc", "model.mrc")
+MAPS = ("map.mrc", "map_local.mrc", "half1.mrc", "class1.mrc", "truth.mrc", "moved.mrc", "model.mrc", "mean.mrc")
 PARTICLES = ("truth.star", "particles.star")
 """What to show as the map and as the particles of a run: the first that is there."""
 
@@ -348,6 +350,11 @@ _FIGURES_OF: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
 def _verdicts(source: Source) -> Section | None:
     rows = report_validate.verdicts(source.record) if source.record["job"] == "validate" else []
     return Section("Verdicts", table=rows, wide=True) if rows else None
+
+
+def _components(source: Source) -> Section | None:
+    rows = report_variability.components(source.record) if source.record["job"] == "variability" else []
+    return Section("Components", table=rows, wide=True) if rows else None
 
 
 def _worst_residues(source: Source) -> Section | None:
@@ -643,6 +650,10 @@ SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
     _of_job("class3d", "Differences", report_classes.differences, True),
     _of_job("class3d", "Flow between classes", report_classes.flow, True),
     _of_job("class3d", "Confidence", report_classes.confidence, True),
+    _components,
+    _of_job("variability", "Maps along the components", report_variability.series, True),
+    _of_job("variability", "Coordinates of the particles", report_variability.coordinates, True),
+    _of_job("variability", "Agreement of the halves", report_variability.halves),
     _surface, _map, _models, _starts, _local_resolution, _resolution_by_direction, _for_the_deposition, _classes,
     _left_out, _fourier_shell_correlation, _noise_and_signal, _convergence, _class_convergence,
     *(_of_items(title, make) for title, make in report_micrographs.SECTIONS.items()),

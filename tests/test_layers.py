@@ -33,6 +33,7 @@ SURFACE = {
     "report_postprocess",
     "report_surfaces",
     "report_validate",
+    "report_variability",
     "figures",
     "__main__",
     "__init__",

@@ -29,13 +29,14 @@ LOCK = ".lock"
 PARTS = "parts"
 """Folder of results of tasks that are put together when all are there."""
 FITTED_MODEL = "model_fitted.cif"
+SERIES = "series"
 
 NEUTRAL_OPTIONS = frozenset({"out", "resume", "overwrite", "cluster", "workers", "watch"})
 """Options that say where and how a job runs; the result is the same whatever they are."""
 
 PRODUCTS = (".mrc", ".mrcs", ".star", ".box", ".cs", ".csv", ".xml", ".html", ".zarr")
 """Endings of what jobs write; overwriting a run removes these, those below and the record, nothing else."""
-NAMED_PRODUCTS = (FITTED_MODEL, "emdb.md", "emdb.json", "image.png", "SHA256SUMS")
+NAMED_PRODUCTS = (FITTED_MODEL, SERIES, "emdb.md", "emdb.json", "image.png", "SHA256SUMS")
 """What jobs write whose endings users' own files have too."""
 
 

@@ -427,7 +427,7 @@ class Shard:
     given_origin_px: np.ndarray
     belonging: np.ndarray
 
-    def transfer(self, some: slice) -> np.ndarray:
+    def transfer(self, some: slice | np.ndarray) -> np.ndarray:
         """CTFs of a batch, (n, P) float32 on `half_plane(D // 2)`."""
         every = half_plane(self.store.box_px // 2)
         return self._ctf_at(some, every.kx, every.ky)
@@ -447,7 +447,7 @@ class Shard:
         curvature = ewald.curvature_per_px(wavelength_A(optics.voltage_kV[some]), box, pixel_A)
         return Sidebands(P, hand * curvature, diameter_A / self.store.pixel_size_A)
 
-    def _ctf_at(self, some: slice, kx: np.ndarray, ky: np.ndarray, quarter: bool = False) -> np.ndarray:
+    def _ctf_at(self, some: slice | np.ndarray, kx: np.ndarray, ky: np.ndarray, quarter: bool = False) -> np.ndarray:
         """CTFs of a batch at frequencies (P,) in Fourier pixels, (n, P) float32: with even aberrations, and 0 where
         nothing was recorded; or, a quarter of a turn away, cos(gamma) in place of -sin(gamma)."""
         box, columns = self.store.box_px, CtfColumns(*(column[some] for column in self.ctf))
@@ -463,7 +463,7 @@ class Shard:
                 values[np.ix_(rows, ~group.recorded(kx, ky, box))] = 0
         return values
 
-    def read(self, some: slice) -> tuple[Batch, dict[int, str]]:
+    def read(self, some: slice | np.ndarray) -> tuple[Batch, dict[int, str]]:
         """A batch of the shard's images with their CTFs; and which of them cannot be used, as position -> reason.
 
         Those are not a number, which every step leaves out. Here is where odd aberrations are taken off images and

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from dcryo.data import cs, mrc, stacks, star
+from dcryo.data import cryodrgn, cs, mrc, stacks, star
 from dcryo.data.contents import aberrations_of_group, carried_aberrations, describe_path
 from dcryo.data.particles import Particles
 from dcryo.data.run import Run
 from dcryo.data.store import ImageType, Store, is_store, open_store
 from dcryo.data.store_writer import Writer, create
 from dcryo.errors import InputError, RunError
-from dcryo.jobs.dataset import TABLE, open_particles, store_of
+from dcryo.jobs.dataset import TABLE, ctf_columns, open_particles, store_of
 from dcryo.jobs.options import JobOptions, OutOptions, argument
 
 RECORDED = 1000
@@ -47,6 +47,9 @@ class ExportOptions(JobOptions):
     out: Path = Field(description="file to write; its name ends in .star or .cs")
     stack: bool = Field(False, description="write the images too, beside OUT, and point to them")
     dtype: ImageType = Field("float32", description="type of the images written (mode 2 or 12)")
+    pickles: bool = Field(
+        False, description="write poses.pkl and ctf.pkl too, beside OUT and in its order, for cryoDRGN and RECOVAR"
+    )
     overwrite: bool = Field(False, description="replace the files")
 
 
@@ -171,10 +174,13 @@ def export_particles(options: ExportOptions, *, progress: Callable[..., None] = 
     if options.out.suffix not in writers:
         raise InputError(f"--out {options.out}: its name must end in {' or '.join(writers)}")
     stack = options.out.with_suffix(".mrcs") if options.stack else None
-    for path in filter(None, (options.out, stack)):
+    pickles = [options.out.parent / name for name in (cryodrgn.POSES, cryodrgn.CTF)] if options.pickles else []
+    for path in filter(None, (options.out, stack, *pickles)):
         if path.exists() and not options.overwrite:
             raise InputError(f"{path}: is there already; name another, or give --overwrite")
     particles, store, rows = _exported(options.source)
+    if pickles:
+        _check_pickles(particles, options.source)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     left_out: dict[int, str] = {}
     if stack is not None:
@@ -194,6 +200,8 @@ def export_particles(options: ExportOptions, *, progress: Callable[..., None] = 
             "the particles' aberrations (beam tilt, Zernike, magnification) are left out: write .star to keep them"
         )
     writers[options.out.suffix](options.out, particles)
+    if pickles:
+        _write_pickles(pickles, particles, options.source)
     return ExportResult(options.out, stack, len(particles), left_out)
 
 
@@ -285,6 +293,23 @@ def _exported(source: Path) -> tuple[Particles, Store | None, np.ndarray]:
 
 def _write_star(path: Path, particles: Particles) -> None:
     star.write_particles(path, particles, None)
+
+
+def _check_pickles(particles: Particles, source: Path) -> None:
+    """InputError where poses or CTFs are missing, or images are not of one size."""
+    ctf_columns(particles, source)
+    if "rotation" not in particles:
+        raise InputError(f"{source}: the particles have no poses (rlnAngleRot, ...) for --pickles; refine them first")
+    boxes = np.unique(particles.optics["box_px"]) if "box_px" in particles.optics else ()
+    if len(boxes) != 1:
+        raise InputError(f"{source}: boxes of {len(boxes)} sizes; expected one for --pickles. Import the images anew")
+
+
+def _write_pickles(paths: Sequence[Path], particles: Particles, source: Path) -> None:
+    box, columns = int(particles.optics["box_px"][0]), ctf_columns(particles, source)
+    origin_A = particles["origin_A"] if "origin_A" in particles else np.zeros((len(particles), 2))
+    cryodrgn.write_poses(paths[0], particles["rotation"], origin_A / columns.pixel_size_A[:, None], box)
+    cryodrgn.write_ctf(paths[1], box, columns[:8])
 
 
 def _pointing_to(stack: Path, particles: Particles, left_out: dict[int, str]) -> Particles:

@@ -34,14 +34,15 @@ class SelectOptions(OutOptions, SeedOptions):
     too, and a random part of those.
     """
 
-    source: Path = argument("run of class2d or class3d, store or selection")
+    source: Path = argument("run of class2d, class3d or variability, store or selection")
     out: Path = Field(description="selection to make; its name ends in .zarr")
     auto: bool = Field(False, description="keep the classes that look good, and of them the particles that do")
     classes: tuple[int, ...] = Field((), description="keep these classes")
     drop: tuple[int, ...] = Field((), description="keep all classes but these")
     where: tuple[str, ...] = Field(
         (),
-        description="keep particles of which it is true, such as 'max_probability > 0.5'; may be given several times",
+        description="keep particles of which it is true, such as 'max_probability > 0.5' or, of a run of variability, "
+        "'dcryoComponent1 > 2'; may be given several times",
     )
     random: int | None = Field(None, gt=0, description="keep so many, drawn at random")
     common: tuple[Path, ...] = Field(

@@ -15,6 +15,23 @@ def shell_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
     first, second: (D, D, D) real. Returns (D // 2 + 1,) float64; shells without power give zero.
     """
+    return _correlation(*_shell_products(first, second))
+
+
+def smooth_shell_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The same with the sums of each shell averaged with half of those of its neighbours: for maps of which single
+    shells are too noisy."""
+    padded = (np.pad(sums, 1, mode="edge") for sums in _shell_products(first, second))
+    return _correlation(*(np.convolve(sums, (0.25, 0.5, 0.25), mode="valid") for sums in padded))
+
+
+def _correlation(cross: np.ndarray, of_first: np.ndarray, of_second: np.ndarray) -> np.ndarray:
+    power = of_first * of_second
+    return np.divide(cross, np.sqrt(power), out=np.zeros_like(cross), where=power > 0)
+
+
+def _shell_products(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sums over each shell of the product of two maps and of the power of each, (D // 2 + 1,)."""
     box = first.shape[0]
     a, b = fft.rfftn(first), fft.rfftn(second)
     weights = friedel_weights(box)
@@ -24,8 +41,7 @@ def shell_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return np.bincount(shells, weights=(values * weights).ravel())[: box // 2 + 1]
 
     cross = over_shells(a.real * b.real + a.imag * b.imag)
-    power = over_shells(a.real**2 + a.imag**2) * over_shells(b.real**2 + b.imag**2)
-    return np.divide(cross, np.sqrt(power), out=np.zeros_like(cross), where=power > 0)
+    return cross, over_shells(a.real**2 + a.imag**2), over_shells(b.real**2 + b.imag**2)
 
 
 def shell_power(volume: np.ndarray) -> np.ndarray:
