@@ -3,26 +3,26 @@
     python benchmarks/class3d.py FOLDER data         # makes the mixtures and their consensus refinements
     python benchmarks/class3d.py FOLDER sort         # sorts them in several ways
     python benchmarks/class3d.py FOLDER relion       # relion_refine, 3 classes, on the same particles
-    python benchmarks/class3d.py FOLDER real         # beta-galactosidase of the shared data
+    python benchmarks/class3d.py FOLDER labels       # reconstructs them with true labels
     python benchmarks/class3d.py FOLDER report       # the tables of docs/benchmarks-class3d.md
 
-`swing`: three of the four chains of beta-galactosidase, which have no symmetry; one of them turned by 15 degrees about a
-hinge in its interface in 30 percent; `lacking`: without that chain in 10 percent. 4,000 particles at an SNR of 0.1, box
-64 of 3.54 A.
+`swing`: three of the four chains of beta-galactosidase, which have no symmetry; one of them turned by 15 degrees about
+a hinge in its interface in 30 percent; `lacking`: without that chain in 10 percent. 4,000 particles at an SNR of 0.1,
+box 64 of 3.54 A.
 """
 
 import argparse
 import json
-import time
+import shutil
 from pathlib import Path
 
 import gemmi
 import measured
 import numpy as np
-from scipy import optimize
 
 from dcryo.data import mrc, star
 from dcryo.data.particles import Particles
+from dcryo.data.store import open_store, select
 from dcryo.euler import matrix_from_rotvec
 from dcryo.kernels import fsc, masks, slices
 from dcryo.kernels.density import gaussian_density
@@ -132,8 +132,8 @@ def _tables(out: Path, truth: simulation.Truth, micrograph: np.ndarray, number: 
 
 
 def sorted_right(found: Particles, truth: Particles) -> tuple[float, list[int]]:
-    """Part of the particles whose class is the right one, where each class found stands for the true one that most of it
-    is of; and which that is."""
+    """Part of the particles whose class is the right one, where each class found stands for the true one that most of
+    it is of; and which that is."""
     order = np.argsort(found["image_index"])
     true = truth["class_number"][np.sort(found["image_index"])]
     own = found["class_number"][order]
@@ -146,3 +146,155 @@ def against(volume: np.ndarray, truth: np.ndarray) -> float:
     """Resolution at which a map has an FSC of 0.5 with the truth, under a soft sphere."""
     mask = masks.sphere(BOX, DIAMETER_A / PIXEL_A, 3)
     return fsc.resolution_at(fsc.shell_correlation(volume * mask, truth * mask), fsc.HALF, BOX, PIXEL_A)
+
+
+RUNS = {
+    "swing, 2 classes": ("swing-consensus", "--classes 2"),
+    "swing, 3 classes": ("swing-consensus", "--classes 3"),
+    "lacking, 2 classes": ("lacking-consensus", "--classes 2"),
+    "lacking, 3 classes": ("lacking-consensus", "--classes 3"),
+    "swing, 2 classes, poses local": ("swing-consensus", "--classes 2 --poses local"),
+    "swing, 2 classes, poses global from one map": (
+        "swing.zarr", "--classes 2 --poses global --reference swing-consensus/map.mrc"
+    ),
+}  # fmt: skip
+RELION = {
+    "poses fixed": "--skip_align",
+    "poses global": "--oversampling 1 --healpix_order 2 --offset_range 5 --offset_step 2",
+}
+RELION_COMMAND = (
+    "relion_refine --i particles.star --ref ../swing-consensus/map.mrc --o {out}/run --K 3 --iter {iterations} "
+    f"--ini_high 40 --tau2_fudge 4 --particle_diameter {DIAMETER_A:g} --flatten_solvent --zero_mask --ctf --norm "
+    "--scale --sym C1 --pad 2 --firstiter_cc --dont_combine_weights_via_disc --j 2 --random_seed {seed} {how}"
+)
+
+
+def keep(folder: Path, name: str, found: dict) -> None:
+    path = folder / "class3d.json"
+    measured.save(path, (measured.load(path) if path.is_file() else {}) | {name: found})
+
+
+def sort(folder: Path, seeds: int) -> None:
+    """Every run of RUNS with some seeds."""
+    for name, (source, more) in RUNS.items():
+        for seed in range(seeds):
+            out = f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+            words = (
+                f"dcryo class3d {source} {more} --mask-diameter {DIAMETER_A:g} --seed {seed} --out {out} --overwrite"
+            )
+            found = measured.run(words.split(), folder, f"{out}.log")
+            keep(folder, f"{name}/{seed}", found | judged(folder, out, name.split(",")[0]))
+
+
+def judged(folder: Path, out: str, mixture: str) -> dict:
+    """What a classification is worth beside the truth."""
+    particles, truth = (star.read_particles(folder / of) for of in (f"{out}/particles.star", f"{mixture}/truth.star"))
+    result = json.loads((folder / out / "run.json").read_text())["result"]
+    right, which = sorted_right(particles, truth)
+    names = [name for name, _ in MIXTURES[mixture]]
+    maps = [mrc.read_map(folder / out / f"class{k + 1}.mrc").array for k in range(len(which))]
+    truths = [mrc.read_map(folder / f"{name}.mrc").array for name in names]
+    return {
+        "right": right,
+        "which": which,
+        "truth_A": [against(volume, truths[of - 1]) for volume, of in zip(maps, which, strict=True)],
+        **{key: result[key] for key in ("share", "resolution_of_classes_A", "copy_of", "reproduced")},
+    }
+
+
+def true_labels(folder: Path) -> None:
+    """The classes as they truly are, reconstructed at the poses of the consensus."""
+    for mixture, parts in MIXTURES.items():
+        truth = star.read_particles(folder / mixture / "truth.star")
+        consensus = star.read_particles(folder / f"{mixture}-consensus" / "particles.star")
+        number = dict(zip(truth["image_index"].tolist(), truth["class_number"].tolist(), strict=True))
+        classes = np.array([number[index] for index in consensus["image_index"].tolist()], dtype=np.int32)
+        store = open_store(folder / f"{mixture}.zarr")
+        place = np.argsort(store.particles()["image_index"])[consensus["image_index"]]
+        for k, (name, _) in enumerate(parts, start=1):
+            out, own = f"{mixture}-true{k}", np.flatnonzero(classes == k)
+            shutil.rmtree(folder / f"{out}.zarr", ignore_errors=True)
+            columns = {of: consensus[of][own] for of in ("rotation", "origin_A", "half", "ctf_scale")}
+            select(store, place[own], folder / f"{out}.zarr", columns)
+            words = f"dcryo reconstruct {out}.zarr --mask-diameter {DIAMETER_A:g} --out {out} --overwrite"
+            measured.run(words.split(), folder, f"{out}.log")
+            resolution = json.loads((folder / out / "run.json").read_text())["result"]["resolution_A"]
+            truth_A = against(mrc.read_map(folder / out / "map.mrc").array, mrc.read_map(folder / f"{name}.mrc").array)
+            found = {"particles": len(own), "resolution_A": resolution, "truth_A": truth_A}
+            keep(folder, f"true labels/{out}", found)
+
+
+def relion(folder: Path, iterations: int, kinds: list[str], seed: int = 1) -> None:
+    """RELION's 3D classification of the same particles, in three classes from the consensus map."""
+    here = folder / "swing-relion"
+    measured.run(
+        ["dcryo", "export", "swing-consensus", "--stack", "--out", "swing-relion/particles.star", "--overwrite"],
+        folder,
+        "data.log",
+    )
+    for kind in kinds:
+        out = kind.replace(" ", "-")
+        (here / out).mkdir(exist_ok=True)
+        words = RELION_COMMAND.format(out=out, iterations=iterations, seed=seed, how=RELION[kind])
+        found = measured.run(words.split(), here, f"{out}.log")
+        particles = star.read_particles(here / out / f"run_it{iterations:03d}_data.star")
+        right, which = sorted_right(particles, star.read_particles(folder / "swing" / "truth.star"))
+        sizes = np.bincount(particles["class_number"], minlength=4)[1:] / len(particles)
+        more = {"iterations": iterations, "right": right, "which": which, "share": sizes.tolist()}
+        keep(folder, f"RELION, {kind}", found | more)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("what", choices=("data", "sort", "labels", "relion", "report"))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--iterations", type=int, default=25, help="of relion_refine")
+    parser.add_argument("--kind", action="append", choices=tuple(RELION), help="how RELION searches (default: both)")
+    given = parser.parse_args()
+    if given.what == "data":
+        make_data(given.folder)
+    elif given.what == "sort":
+        sort(given.folder, given.seeds)
+    elif given.what == "labels":
+        true_labels(given.folder)
+    elif given.what == "relion":
+        relion(given.folder, given.iterations, given.kind or list(RELION))
+    else:
+        print(report(given.folder))
+
+
+def report(folder: Path) -> str:
+    """Tables for docs/benchmarks-class3d.md."""
+    rows = measured.load(folder / "class3d.json")
+
+    def listed(values: list[float], digits: int) -> str:
+        return ", ".join(f"{value:.{digits}f}" for value in values)
+
+    lines = [
+        "| run | right | shares | FSC 0.143 | FSC 0.5 to the truth | found again | wall | CPU |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        if "copy_of" in row:
+            again = [
+                f"{value:.2f}" + (" (copy)" if copy else "")
+                for value, copy in zip(row["reproduced"], row["copy_of"], strict=True)
+            ]
+            lines.append(
+                f"| {name} | {100 * row['right']:.1f} % | {listed([100 * s for s in row['share']], 1)} | "
+                f"{listed(row['resolution_of_classes_A'], 2)} | {listed(row['truth_A'], 2)} | {', '.join(again[1:])} | "
+                f"{row['wall_s']:.0f} s | {row['cpu_s']:.0f} s |"
+            )
+        elif name.startswith("true labels"):
+            lines.append(f"| {name} | 100 % | | {row['resolution_A']:.2f} | {row['truth_A']:.2f} | | | |")
+        else:
+            lines.append(
+                f"| {name}, {row['iterations']} iterations | {100 * row['right']:.1f} % | "
+                f"{listed([100 * s for s in row['share']], 1)} | | | | {row['wall_s']:.0f} s | {row['cpu_s']:.0f} s |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

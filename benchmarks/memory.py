@@ -91,15 +91,16 @@ def task_of(kind: str, folder: Path, box_px: int):  # type: ignore[no-untyped-de
         store,
         np.arange(n),
         columns,
+        {},
         np.zeros(n, dtype=int),
         np.ones(n),
         np.ones(n),
         rotation,
         np.zeros((n, 2)),
         np.full(n, kind == "local"),
-        np.ones((n, 1)),
         rotation,
         np.zeros((n, 2)),
+        np.ones((n, 1)),
     )
     path = folder / f"{box_px}-{kind}.npy"
     if not path.exists():

@@ -72,7 +72,8 @@ def made(curvature: float) -> tuple[Batch, Sidebands, np.ndarray]:
     packed *= shift_phases(PIXELS, -origin, BOX, packed.shape[1])
     ones = np.ones(10)
     images = fft.irfft2(unpack(PIXELS, packed, BOX), BOX)
-    return Batch(images, P.real, np.zeros(10, int), ones, ones, rotation, origin), sidebands, prepared
+    poses = (rotation, origin, rotation, origin)
+    return Batch(images, P.real, np.zeros(10, int), ones, ones, *poses, np.ones((10, 1))), sidebands, prepared
 
 
 def accumulator() -> np.ndarray:

@@ -578,12 +578,12 @@ def test_each_image_goes_to_the_reference_that_it_shows(found_by):
     # A reference without a share, and one that an image was not assigned to, gets none of it.
     empty = references._replace(share=np.array([0.0, 1.0]))
     poses = expectation.fold(sums, mixed, empty, particles.noise_power, search, PIXELS, grid)
-    np.testing.assert_array_equal(poses.belonging, np.tile([0.0, 1.0], (16, 1)))
+    np.testing.assert_allclose(poses.belonging, np.tile([0.0, 1.0], (16, 1)), atol=1e-12)
     only = mixed._replace(belonging=np.tile([[1.0, 0.0], [0.0, 1.0]], (8, 1)))
     poses = expectation.fold(
         sums, only, references._replace(assigned=True), particles.noise_power, search, PIXELS, grid
     )
-    np.testing.assert_array_equal(poses.belonging, only.belonging)
+    np.testing.assert_allclose(poses.belonging, only.belonging, atol=1e-12)
 
 
 def test_a_search_around_mates_finds_the_pose_wherever_among_them_it_starts(clear):
@@ -607,7 +607,7 @@ def test_a_pose_is_anchored_to_the_nearest_mate_of_the_one_that_it_came_with(cle
     given_ = away @ batch.rotation @ group[np.arange(len(clear.rotation)) % 4]
     batch = batch._replace(given_rotation=given_, given_origin_px=batch.origin_px + np.array([0.5, 0.0]))
     search = nearby(mates=group)
-    tight = tuple(window._replace(anchored_rad=1e-3, anchored_px=1e-2) for window in search.windows)
+    tight = tuple((window._replace(anchored_rad=1e-3, anchored_px=1e-2),) for (window,) in search.windows)
     found = clear.fold(replace(search, windows=tight), batch)[1]
     apart = angle_between_deg(found.rotation[:, None], given_[:, None] @ group)
     assert apart.min(axis=1).max() < 0.5
