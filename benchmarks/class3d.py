@@ -163,7 +163,8 @@ RELION = {
     "poses global": "--oversampling 1 --healpix_order 2 --offset_range 5 --offset_step 2",
 }
 RELION_COMMAND = (
-    "relion_refine --i particles.star --ref ../swing-consensus/map.mrc --o {out}/run --K 3 --iter {iterations} "
+    "relion_refine --i swing-relion/particles.star --ref swing-consensus/map.mrc --o swing-relion/{out}/run --K 3 "
+    "--iter {iterations} "
     f"--ini_high 40 --tau2_fudge 4 --particle_diameter {DIAMETER_A:g} --flatten_solvent --zero_mask --ctf --norm "
     "--scale --sym C1 --pad 2 --firstiter_cc --dont_combine_weights_via_disc --j 2 --random_seed {seed} {how}"
 )
@@ -236,7 +237,7 @@ def relion(folder: Path, iterations: int, kinds: list[str], seed: int = 1) -> No
         out = kind.replace(" ", "-")
         (here / out).mkdir(exist_ok=True)
         words = RELION_COMMAND.format(out=out, iterations=iterations, seed=seed, how=RELION[kind])
-        found = measured.run(words.split(), here, f"{out}.log")
+        found = measured.run(words.split(), folder, f"swing-relion-{out}.log")
         particles = star.read_particles(here / out / f"run_it{iterations:03d}_data.star")
         right, which = sorted_right(particles, star.read_particles(folder / "swing" / "truth.star"))
         sizes = np.bincount(particles["class_number"], minlength=4)[1:] / len(particles)

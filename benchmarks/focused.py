@@ -2,7 +2,7 @@
 
     python benchmarks/focused.py relax --out DIR [--particles 1000] [--snr 0.05] [--piece less]
     python benchmarks/focused.py subtract --out DIR     beside relion_particle_subtract
-    python benchmarks/focused.py expand --out DIR       expansion and subtraction, then two classes at fixed poses
+    python benchmarks/focused.py expand --out DIR       expansion and subtraction, then two classes by class3d
     python benchmarks/focused.py local --out DIR        a domain that turns by 5 degrees against the rest
 
 The molecule is TRPV1 (3J5P, C4), of which one chain has lost a part (`less`), or is the only one to have it (`more`);
@@ -22,6 +22,7 @@ from dcryo.data.model import read_model
 from dcryo.data.store import Store, select
 from dcryo.euler import matrix_from_rotvec
 from dcryo.jobs import dataset
+from dcryo.jobs.class3d import Class3dOptions, class3d
 from dcryo.jobs.exchange import ImportOptions, import_particles
 from dcryo.jobs.expand import ExpandOptions, expand
 from dcryo.jobs.reconstruct import ReconstructOptions, reconstruct
@@ -225,8 +226,7 @@ def expansion(given: argparse.Namespace) -> None:
         ),
         progress=print,
     ).store
-    reference = mrc.read_map(given.out / "small" / "reference.mrc").array
-    lacks = two_classes(small, reference, given.out)
+    lacks = two_classes(small, given.out, given.seed)
     # The truth: the copy of which the pose is the one with the odd chain at the place of the mask.
     found = expanded.store.particles()["rotation"]
     poses = np.repeat(true.particles()["rotation"], 4, axis=0)
@@ -240,25 +240,21 @@ def expansion(given: argparse.Namespace) -> None:
     )
 
 
-def two_classes(store: Store, reference: np.ndarray, folder: Path) -> np.ndarray:
-    """How much likelier each image is without what differs than with it, by two maps at fixed poses, (n,)."""
-    images, ctf, data = transforms(store)
-    pixels = half_plane((store.box_px - 1) // 2)
-    shown = ctf * slices.extract(slices.prepare(reference, pixels.shell_max), data.rotation, pixels, store.box_px)
-    amplitude = np.einsum("np,np->n", images, np.conj(shown)).real / np.sum(np.abs(shown) ** 2, axis=1)
-    lacks = amplitude < np.quantile(amplitude, 1 / 4)
-    mask = folder / "small" / "mask.mrc"
-    for turn in range(6):
-        fits = []
-        for number, own in enumerate((lacks, ~lacks)):
-            some = select(store, np.flatnonzero(own), folder / f"class{turn}-{number}.zarr")
-            run = folder / f"class{turn}-{number}"
-            made = reconstruct(ReconstructOptions(store=some.path, out=run, mask=mask, workers=2), progress=quiet)
-            fits.append(misfits(store, made.map * mrc.read_map(mask).array, np.eye(3)[None])[0])
-        share = np.log(np.mean(lacks) / (1 - np.mean(lacks)))
-        likelier = (fits[1] - fits[0]) / 2 + share
-        lacks = likelier > 0
-    return likelier
+def two_classes(store: Store, folder: Path, seed: int) -> np.ndarray:
+    """How much likelier each image is to be of the class with less in it than of the other, (n,), by `class3d` at fixed
+    poses from particles dealt out at random."""
+    given = Class3dOptions(
+        store=store.path, classes=2, poses="fixed", mask=folder / "small" / "mask.mrc", seed=seed, workers=2,
+        out=folder / "classes",
+    )  # fmt: skip
+    made = class3d(given, progress=print)
+    mask = mrc.read_map(given.mask).array
+    emptier = 1 + int(np.argmin([np.sum(volume * mask) for volume in made.maps]))
+    probability = np.zeros(store.n)
+    # The table is in the order of the store; what was left out of it is of neither class.
+    probability[: len(made.particles)] = made.particles["class_probability"]
+    certain = np.clip(probability, 1e-12, 1 - 1e-12)
+    return np.where(made.particles["class_number"] == emptier, 1, -1) * np.log(certain / (1 - certain))
 
 
 def local(given: argparse.Namespace) -> None:

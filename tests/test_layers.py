@@ -26,6 +26,7 @@ FLOORS = {
 SURFACE = {
     "cli",
     "report",
+    "report_classes",
     "report_ctfrefine",
     "report_mapmodel",
     "report_micrographs",

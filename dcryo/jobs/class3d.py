@@ -435,8 +435,9 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
         usable = rows[poses.usable]
         used[usable] = True
         for name in columns:
-            columns[name][usable] = getattr(poses, name)[poses.usable]
-        columns["scale"][usable] /= np.mean(columns["scale"][usable])
+            # The contrast of a particle stays: it would explain what is missing in it.
+            if name != "scale":
+                columns[name][usable] = getattr(poses, name)[poses.usable]
         columns["norm"][usable] /= np.sqrt(np.mean(columns["norm"][usable] ** 2))
     found = columns["belonging"][used].mean(axis=0)
     share = np.where(found * used.sum() < _FEWEST, 0.0, found)

@@ -211,6 +211,8 @@ def open_particles(path: Path) -> tuple[Particles, Store, np.ndarray]:
     if is_store(path):
         store = open_store(path)
         return store.particles(), store, np.arange(store.n)
+    if not (path / RECORD).is_file():
+        raise InputError(f"{path}: neither a store nor a run directory; expected one of these, or a selection")
     record, table = Run.open(path).record, path / TABLE
     if record["status"] == "done" and record["job"] == "reconstruct":  # maps of the poses that its input has
         return open_particles(Path(record["inputs"][0]["path"]))
@@ -247,13 +249,15 @@ def store_of(run_path: Path) -> Store | None:
 
 
 def _rows_of(particles: Particles, known: Particles) -> np.ndarray:
-    """Rows of `known` that have the images of `particles`, -1 where none; repeated images match in their order."""
-    places: dict[tuple[str, int], list[int]] = {}
-    for row, image in enumerate(_images(known)):
+    """Rows of `known` that have the images of `particles`, -1 where none; repeated images match by their number in an
+    expansion, or else in their order."""
+    numbered = "symmetry_copy" in particles and "symmetry_copy" in known
+    places: dict[tuple, list[int]] = {}
+    for row, image in enumerate(_images(known, numbered)):
         places.setdefault(image, []).append(row)
-    seen: dict[tuple[str, int], int] = {}
+    seen: dict[tuple, int] = {}
     rows = np.full(len(particles), -1, np.int64)
-    for row, image in enumerate(_images(particles)):
+    for row, image in enumerate(_images(particles, numbered)):
         if image in places:
             count = seen.get(image, 0)
             rows[row] = places[image][min(count, len(places[image]) - 1)]
@@ -261,8 +265,9 @@ def _rows_of(particles: Particles, known: Particles) -> np.ndarray:
     return rows
 
 
-def _images(particles: Particles) -> Iterable[tuple[str, int]]:
-    return zip(particles["image_path"].tolist(), particles["image_index"].tolist(), strict=True)
+def _images(particles: Particles, numbered: bool) -> Iterable[tuple]:
+    names = ("image_path", "image_index", "symmetry_copy") if numbered else ("image_path", "image_index")
+    return zip(*(particles[name].tolist() for name in names), strict=True)
 
 
 def _with_columns_of(particles: Particles, known: Particles) -> Particles:

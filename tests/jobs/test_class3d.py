@@ -110,7 +110,7 @@ def test_under_a_focus_classes_differ_there_alone(mixture: Mixture, tmp_path: Pa
     x = np.arange(box) - box // 2
     focus = np.broadcast_to((x > 0).astype(np.float32), (box,) * 3)
     mrc.write_map(tmp_path / "focus.mrc", np.ascontiguousarray(focus), tiny.PIXEL_SIZE_A)
-    given = options(mixture.store.path, tmp_path / "out", focus=tmp_path / "focus.mrc", iterations=6)
+    given = options(mixture.store.path, tmp_path / "out", focus=tmp_path / "focus.mrc", iterations=14)
     seen: list[np.ndarray] = []
     result = class3d(given, progress=tiny.quiet)
     seen = [volume for volume in result.maps]

@@ -11,7 +11,7 @@ from dcryo.kernels.rotations import random_rotations
 from dcryo.kernels.sampling import global_grid, rotation_matrices, step_deg
 from dcryo.kernels.shells import resolution_A
 from dcryo.kernels.symmetry import operators
-from dcryo.steps.search import COARSEST_ORDER, FINEST_ORDER, Surroundings, plan_local, plan_search
+from dcryo.steps.search import COARSEST_ORDER, FINEST_ORDER, Surroundings, plan_local, plan_search, stay
 
 TURN = np.eye(3)[[1, 2, 0]]
 
@@ -156,16 +156,26 @@ def test_a_local_search_starts_as_coarse_as_poses_are_known_and_is_held_by_its_p
     assert search.grid_order is None and search.shells[-1] == given_["shell"]
     assert search.shells == (given_["shell"],) or search.shells[0] == posed
     reach_A = resolution_A(search.shells[0], box, pixel)
-    for window, level in zip(search.windows, search.shells, strict=True):
+    for (window,), level in zip(search.windows, search.shells, strict=True):
         assert (window.anchored_rad, window.anchored_px) == pytest.approx((math.radians(turn_deg), shift_A / pixel))
         assert (window.turn_rad, window.shift_px) == pytest.approx((reach_A / radius_A, reach_A / pixel))
-        expected = 0.5 * hold(given_["shares"][: level + 1], radius_A / pixel, box)
+        expected = 0.5 * hold(given_["shares"][0, : level + 1], radius_A / pixel, box)
         np.testing.assert_allclose(window.hold, expected)
 
 
 def test_without_a_prior_nothing_holds_poses_and_all_mates_have_room():
     near = Surroundings(mates=operators("I1"))
     assert near.known_shell(64, 2.0, 100.0) == 32
-    search = plan_local(20, 64, 2.0, 100.0, 20, np.zeros(33), near)
+    search = plan_local(20, 64, 2.0, 100.0, 20, np.zeros((1, 33)), near)
     assert search.maximum >= 60 and search.shells == (20,)
-    assert all(window.anchored_rad == math.inf and window.anchored_px == math.inf for window in search.windows)
+    assert all(window.anchored_rad == math.inf and window.anchored_px == math.inf for (window,) in search.windows)
+
+
+def test_poses_that_stay_are_held_by_each_reference_as_much_as_it_has_of_them():
+    held = np.linspace(0, 0.1, 17) * np.array([[1.0], [0.0]])
+    search = stay(12, 32, 10.0, held, operators("C2"))
+    assert search.grid_order is None and search.shells == (12,) and len(search.operators) == 2
+    (first, second) = search.windows[0]
+    assert first.turn_rad < 1e-4 and first.shift_px < 1e-4
+    np.testing.assert_allclose(first.hold, 0.5 * hold(held[0, :13], 10.0, 32))
+    assert not second.hold.any()
