@@ -68,6 +68,18 @@ class Run:
             raise InputError(f"{path / RECORD}: not a run record (job, options, inputs or status is missing)")
         return cls(path, record)
 
+    def inputs(self) -> list[Path]:
+        """Where the inputs are: as they were named or, where nothing is there, by that name from the directory in which
+        the run was started, if the run is where it was."""
+        found = []
+        for row in self.record["inputs"]:
+            path, out = Path(row["path"]), Path(self.record["options"].get("out") or ".")
+            here = self.path.absolute()
+            if not path.exists() and not path.is_absolute() and here.parts[-len(out.parts) :] == out.parts:
+                path = here.parents[len(out.parts) - 1] / path
+            found.append(path)
+        return found
+
     @classmethod
     def start(
         cls,

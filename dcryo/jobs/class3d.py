@@ -138,10 +138,10 @@ class State:
     """All that one iteration hands to the next.
 
     references: (1 or 2, K, D, D, D) float32, of both halves or of each, not masked; noise_power: (2, G, D // 2 + 1);
-    fsc: (K, D // 2 + 1) under the mask; rotation (n, 3, 3), origin_px (n, 2), norm, scale, log_likelihood,
-    max_probability, significant (n,), belonging (n, K): of all particles; share: (K,); shell: resolution of the next
-    search; posed_shell: that of the last, 0 where there was none; stalled: iterations since classes changed; apart: how
-    many iterations the halves have been apart; last: the next iteration is the final one.
+    fsc: (K, D // 2 + 1) under the mask; rotation (n, 3, 3), origin_px (n, 2), norm, log_likelihood, max_probability,
+    significant (n,), belonging (n, K): of all particles; share: (K,); shell: resolution of the next search;
+    posed_shell: that of the last, 0 where there was none; stalled: iterations since classes changed; apart: how many
+    iterations the halves have been apart; last: the next iteration is the final one.
     """
 
     iteration: int
@@ -151,7 +151,6 @@ class State:
     rotation: np.ndarray
     origin_px: np.ndarray
     norm: np.ndarray
-    scale: np.ndarray
     log_likelihood: np.ndarray
     max_probability: np.ndarray
     significant: np.ndarray
@@ -165,7 +164,7 @@ class State:
 
 
 _OF_PARTICLES = (
-    "rotation", "origin_px", "norm", "scale", "log_likelihood", "max_probability", "significant", "belonging",
+    "rotation", "origin_px", "norm", "log_likelihood", "max_probability", "significant", "belonging",
 )  # fmt: skip
 _ARRAYS = ("references", "noise_power", "fsc", "share", *_OF_PARTICLES)
 _FIGURES = ("shell", "posed_shell", "stalled", "apart", "last")
@@ -303,7 +302,6 @@ def _first_state(job: _Job, given: list[np.ndarray], cluster: Cluster) -> State:
         rotation=data.rotation if known else np.tile(np.eye(3), (n, 1, 1)),
         origin_px=data.origin_px if known else np.zeros((n, 2)),
         norm=ones,
-        scale=ones,
         log_likelihood=np.zeros(n),
         max_probability=np.zeros(n),
         significant=np.zeros(n, dtype=np.int64),
@@ -420,9 +418,9 @@ def _iterate(job: _Job, state: State, cluster: Cluster, run: Run, progress: Prog
 
 
 def _shards(job: _Job, state: State, half: int, trusted: np.ndarray) -> list:
-    return cut_shards(
-        job.data, half, state.norm, state.scale, state.rotation, state.origin_px, trusted, state.belonging
-    )
+    # Contrasts stay those that particles came with: one that is found here would explain what is missing in a particle.
+    contrast = np.ones(len(state.norm))
+    return cut_shards(job.data, half, state.norm, contrast, state.rotation, state.origin_px, trusted, state.belonging)
 
 
 def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> State:
@@ -435,9 +433,7 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
         usable = rows[poses.usable]
         used[usable] = True
         for name in columns:
-            # The contrast of a particle stays: it would explain what is missing in it.
-            if name != "scale":
-                columns[name][usable] = getattr(poses, name)[poses.usable]
+            columns[name][usable] = getattr(poses, name)[poses.usable]
         columns["norm"][usable] /= np.sqrt(np.mean(columns["norm"][usable] ** 2))
     found = columns["belonging"][used].mean(axis=0)
     share = np.where(found * used.sum() < _FEWEST, 0.0, found)
@@ -531,7 +527,7 @@ def _copies(
     """For each class, in an order by size: how well the halves reproduce what tells it from the larger class that it is
     most like, and the number (from 1) of that class where it is a copy of it, or 0."""
     known = Sorted(
-        data=job.data, rotation=state.rotation, origin_px=state.origin_px, norm=state.norm, scale=state.scale,
+        data=job.data, rotation=state.rotation, origin_px=state.origin_px, norm=state.norm,
         belonging=state.belonging[:, order], noise_power=state.noise_power, mask=job.mask, compared=job.compared,
         operators=job.operators, growth=job.growth, radius_px=job.diameter_A / 2 / job.pixel_size_A,
         seed=job.options.seed,
@@ -576,7 +572,7 @@ def _write(
         class_number=belonging.argmax(axis=1) + 1,
         class_probability=belonging.max(axis=1),
         norm_correction=state.norm,
-        ctf_scale=job.data.ctf.ctf_scale * state.scale,
+        ctf_scale=job.data.ctf.ctf_scale,
         log_likelihood=state.log_likelihood,
         max_probability=state.max_probability,
         significant_poses=state.significant,

@@ -37,7 +37,6 @@ class Sorted:
     rotation: np.ndarray
     origin_px: np.ndarray
     norm: np.ndarray
-    scale: np.ndarray
     belonging: np.ndarray
     noise_power: np.ndarray
     mask: np.ndarray
@@ -103,7 +102,8 @@ def reproducible(found: Sorted, first: int, second: int, scratch: Path, cluster:
 
 def _shards(found: Sorted, rows: np.ndarray, half: int, belonging: np.ndarray) -> Sequence[Shard]:
     size = shard_size(len(rows))
-    known = (found.norm, found.scale, found.rotation, found.origin_px, np.ones(len(found.norm), dtype=bool), belonging)
+    ones = np.ones(len(found.norm))
+    known = (found.norm, ones, found.rotation, found.origin_px, ones > 0, belonging)
     return [
         shard_rows(found.data, rows[first : first + size], f"pair-{half}-{first}", *known)
         for first in range(0, len(rows), size)

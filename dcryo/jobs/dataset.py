@@ -213,9 +213,10 @@ def open_particles(path: Path) -> tuple[Particles, Store, np.ndarray]:
         return store.particles(), store, np.arange(store.n)
     if not (path / RECORD).is_file():
         raise InputError(f"{path}: neither a store nor a run directory; expected one of these, or a selection")
-    record, table = Run.open(path).record, path / TABLE
+    run, table = Run.open(path), path / TABLE
+    record = run.record
     if record["status"] == "done" and record["job"] == "reconstruct":  # maps of the poses that its input has
-        return open_particles(Path(record["inputs"][0]["path"]))
+        return open_particles(run.inputs()[0])
     found = store_of(path)
     if record["status"] != "done" or found is None or not table.is_file():
         raise InputError(f"{path}: not a finished run with {TABLE}, a store or a selection")
@@ -239,8 +240,7 @@ def store_of(run_path: Path) -> Store | None:
     """The store that a run's particles came from, through the runs between; None where no input of it is one."""
     if not (run_path / RECORD).is_file():
         return None
-    for row in Run.open(run_path).record["inputs"]:
-        path = Path(row["path"])
+    for path in Run.open(run_path).inputs():
         if is_store(path):
             return open_store(path)
         if path.is_dir() and (found := store_of(path)) is not None:

@@ -13,7 +13,7 @@ from dcryo.data.provenance import digest
 from dcryo.data.run import Run
 from dcryo.data.store import Store, is_store, open_store, select
 from dcryo.errors import InputError
-from dcryo.jobs.dataset import rows_in_store
+from dcryo.jobs.dataset import rows_in_store, store_of
 from dcryo.kernels.symmetry import operators
 
 _FILES = ("half1.mrc", "half2.mrc", "map.mrc", "mask.mrc", "fsc.csv", "spectra.csv", "particles.star")
@@ -73,12 +73,14 @@ def open_refined(path: Path) -> Refined:
     absent = [name for name in _FILES if not (path / name).is_file()]
     if absent:
         raise InputError(f"{path}: has no {absent[0]}; restore it, or repeat the refinement")
-    for row in record["inputs"]:
-        if digest(row["path"])["digest"] != row["digest"]:
+    for row, where in zip(record["inputs"], run.inputs(), strict=True):
+        if digest(where)["digest"] != row["digest"]:
             raise InputError(
                 f"{row['path']}: is not what {path} was made from (its digest differs); restore it, or refine again"
             )
-    store = open_store(Path(record["inputs"][0]["path"]))
+    store = store_of(path)
+    if store is None:
+        raise InputError(f"{path}: none of its inputs is a particle store or a run of one; restore it, or refine again")
     particles = star.read_particles(path / "particles.star")
     return Refined(
         path=path,

@@ -307,3 +307,17 @@ def test_plain_holds_no_surprise() -> None:
     value = plain({"a": np.float64("nan"), 1: (Path("x"), np.arange(2), {3}), "t": True, "n": None})
     assert value == {"a": None, "1": ["x", [0, 1], [3]], "t": True, "n": None}
     json.dumps(value, allow_nan=False)
+
+
+def test_inputs_are_found_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "stack.mrcs").write_bytes(b"images")
+    monkeypatch.chdir(tmp_path / "here")
+    out = Path("runs/first")
+    start(out, Path("stack.mrcs"), options={"out": out}).done({})
+    assert Run.open(out).inputs() == [Path("stack.mrcs")]
+    monkeypatch.chdir(tmp_path)
+    assert Run.open("here/runs/first").inputs() == [tmp_path / "here" / "stack.mrcs"]
+    # A run that was moved knows its inputs by the names that they had.
+    (tmp_path / "here/runs/first").rename(tmp_path / "moved")
+    assert Run.open("moved").inputs() == [Path("stack.mrcs")]
