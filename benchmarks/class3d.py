@@ -24,7 +24,7 @@ from dcryo.data import mrc, star
 from dcryo.data.particles import Particles
 from dcryo.data.store import open_store, select
 from dcryo.euler import matrix_from_rotvec
-from dcryo.kernels import fsc, masks, slices
+from dcryo.kernels import alignment, fsc, masks, slices
 from dcryo.kernels.density import gaussian_density
 from dcryo.kernels.randomness import generator
 from dcryo.steps import simulation
@@ -143,7 +143,8 @@ def sorted_right(found: Particles, truth: Particles) -> tuple[float, list[int]]:
 
 
 def against(volume: np.ndarray, truth: np.ndarray) -> float:
-    """Resolution at which a map has an FSC of 0.5 with the truth, under a soft sphere."""
+    """Resolution at which a map has an FSC of 0.5 with the truth that it is brought onto, under a soft sphere."""
+    volume = alignment.moved(volume, alignment.align(volume, truth, BOX // 3, hands=False))
     mask = masks.sphere(BOX, DIAMETER_A / PIXEL_A, 3)
     return fsc.resolution_at(fsc.shell_correlation(volume * mask, truth * mask), fsc.HALF, BOX, PIXEL_A)
 
@@ -156,6 +157,9 @@ RUNS = {
     "swing, 2 classes, poses local": ("swing-consensus", "--classes 2 --poses local"),
     "swing, 2 classes, poses global from one map": (
         "swing.zarr", "--classes 2 --poses global --reference swing-consensus/map.mrc"
+    ),
+    "swing, 3 classes, poses global from one map": (
+        "swing.zarr", "--classes 3 --poses global --reference swing-consensus/map.mrc"
     ),
 }  # fmt: skip
 RELION = {

@@ -27,7 +27,7 @@ from dcryo.jobs.class3d_pairs import Sorted, reproducible
 from dcryo.jobs.dataset import Dataset, cut_shards, left_out_rows, load_dataset, load_mask, load_reference
 from dcryo.jobs.memory import check_memory, expectation_bytes
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
-from dcryo.kernels import filters, fsc, rotations, sampling
+from dcryo.kernels import alignment, filters, fsc, rotations, sampling
 from dcryo.kernels.hold import shares
 from dcryo.kernels.randomness import generator
 from dcryo.kernels.shells import resolution_A, shell_at
@@ -522,12 +522,20 @@ def _figures(job: _Job, before: State, after: State) -> dict:
 
 
 def _copies(
-    job: _Job, state: State, order: np.ndarray, likeness: np.ndarray, cluster: Cluster, progress: Progress
+    job: _Job,
+    state: State,
+    order: np.ndarray,
+    maps: np.ndarray,
+    likeness: np.ndarray,
+    cluster: Cluster,
+    progress: Progress,
 ) -> tuple[list[float], tuple[int, ...]]:
     """For each class, in an order by size: how well the halves reproduce what tells it from the larger class that it is
     most like, and the number (from 1) of that class where it is a copy of it, or 0."""
+    rotation, origin_px = _in_one_frame(job, state, order, maps) if job.poses != "fixed" else (
+        state.rotation, state.origin_px)  # fmt: skip
     known = Sorted(
-        data=job.data, rotation=state.rotation, origin_px=state.origin_px, norm=state.norm,
+        data=job.data, rotation=rotation, origin_px=origin_px, norm=state.norm,
         belonging=state.belonging[:, order], noise_power=state.noise_power, mask=job.mask, compared=job.compared,
         operators=job.operators, growth=job.growth, radius_px=job.diameter_A / 2 / job.pixel_size_A,
         seed=job.options.seed,
@@ -542,6 +550,19 @@ def _copies(
         reproduced.append(found)
         copies.append(like + 1 if state.share[order[k]] > 0 and found < heterogeneity.REPRODUCIBLE else 0)
     return reproduced, tuple(copies)
+
+
+def _in_one_frame(job: _Job, state: State, order: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Poses in the frame of the largest class: maps that move with their poses may drift apart, and a class that is a
+    copy, but turned by a degree, would look like another one."""
+    rotation, origin_px = state.rotation.copy(), state.origin_px.copy()
+    best = state.belonging.argmax(axis=1)
+    for volume, number in zip(maps[1:], order[1:], strict=True):
+        own = best == number
+        if own.any() and state.share[number] > 0:
+            move = alignment.align(volume * job.mask, maps[0] * job.mask, job.growth.last, hands=False)
+            rotation[own], origin_px[own] = alignment.moved_poses(rotation[own], origin_px[own], move)
+    return rotation, origin_px
 
 
 def _write(
@@ -561,7 +582,7 @@ def _write(
     write_curves(out / "fsc.csv", box, pixel, curves)
     resolution = np.array([fsc.resolution_at(of.fsc.masked, fsc.GOLD_STANDARD, box, pixel) for of in classes])
     likeness = heterogeneity.likeness([of.plain for of in classes], state.fsc[order], job.compared, job.growth.last)
-    reproduced, copies = _copies(job, state, order, likeness, cluster, progress)
+    reproduced, copies = _copies(job, state, order, maps, likeness, cluster, progress)
     used = np.zeros(len(state.norm), dtype=bool)
     for half, found in enumerate(made.halves, start=1):
         used[job.data.rows_of(half)] = em.all_poses(found.shards).usable

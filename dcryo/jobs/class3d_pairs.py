@@ -5,6 +5,7 @@ is handed on from reference to reference, so that even halves that part keep it.
 which never had a reference in common is one of the particles.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,9 @@ from dcryo.steps import heterogeneity
 from dcryo.steps.heterogeneity import Growth
 from dcryo.steps.search import stay
 
-# Particles of a pair that are sorted again, and iterations, at most.
-_MOST, _ITERATIONS = 8192, 30
+# Particles of a pair that are sorted again, iterations, and deals, at most; a correlation above the last needs no more.
+_MOST, _ITERATIONS, _DEALS = 8192, 30, 3
+_PLAIN = 0.3
 _HEADROOM_SHELLS = 6
 
 
@@ -49,16 +51,32 @@ class Sorted:
 
 def reproducible(found: Sorted, first: int, second: int, scratch: Path, cluster: Cluster) -> float:
     """Correlation, without its sign, of the difference of two classes that one half finds with that which the other
-    does."""
-    box, n = found.data.store.box_px, len(found.norm)
+    does: the best of several deals, since from one of them few particles among many are not always found."""
     best = found.belonging.argmax(axis=1)
     random = generator(found.seed, "pair", first * found.belonging.shape[1] + second)
     own = random.permutation(np.flatnonzero((best == first) | (best == second)))[:_MOST]
     rows = [np.sort(own[found.data.halves[own] == half]) for half in (1, 2)]
     if min(len(of_half) for of_half in rows) < 2 * BATCH:
         return 0.0
-    belonging = np.zeros((n, 2))
-    belonging[np.arange(n), random.integers(2, size=n)] = 1
+    differences: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    correlation = 0.0
+    for _ in range(_DEALS):
+        dealt = np.zeros((len(found.norm), 2))
+        dealt[np.arange(len(dealt)), random.integers(2, size=len(dealt))] = 1
+        for of_half, difference in zip(differences, _sorted_apart(found, rows, dealt, scratch, cluster), strict=True):
+            of_half.append(difference)
+        pairs = itertools.product(*differences)
+        correlation = max(abs(heterogeneity.correlation(*pair)) for pair in pairs)
+        if correlation > _PLAIN:
+            break
+    return correlation
+
+
+def _sorted_apart(
+    found: Sorted, rows: list[np.ndarray], belonging: np.ndarray, scratch: Path, cluster: Cluster
+) -> list[np.ndarray]:
+    """What each half (its rows) finds two classes to differ by, (D, D, D), from particles as they are dealt, (n, 2)."""
+    box, own = found.data.store.box_px, np.concatenate(rows)
     references = np.zeros((2, 2, box, box, box), dtype=np.float32)
     curves, share = np.zeros((2, box // 2 + 1)), np.array([0.5, 0.5])
     shell = found.growth.first
@@ -90,14 +108,13 @@ def reproducible(found: Sorted, first: int, second: int, scratch: Path, cluster:
         before = belonging[own].argmax(axis=1)
         for of_half, result in zip(rows, made.halves, strict=True):
             belonging[of_half] = em.all_poses(result.shards).belonging
+        share = belonging[own].mean(axis=0)
         changed = float(np.mean(belonging[own].argmax(axis=1) != before))
         if iteration > 0 and found.growth.settled(shell, changed):
             break
         if iteration > 0:
             shell = found.growth.next(shell, changed)
-        share = belonging[own].mean(axis=0)
-    apart = (references[:, 0] - references[:, 1]) * found.compared
-    return abs(heterogeneity.correlation(apart[0], apart[1]))
+    return [(of_half[0] - of_half[1]) * found.compared for of_half in references]
 
 
 def _shards(found: Sorted, rows: np.ndarray, half: int, belonging: np.ndarray) -> Sequence[Shard]:

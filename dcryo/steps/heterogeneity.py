@@ -14,8 +14,8 @@ from dcryo.kernels.shells import volume_shells
 _QUIET, _FACTOR = 0.05, 1.25
 SETTLED = 0.01
 # Classes are copies where the difference that one half finds between them correlates by less with that of the other.
-# Differences of noise correlate by 0.02 to 0.1, those of molecules by 0.4 to 0.8 (docs/benchmarks-class3d.md).
-REPRODUCIBLE = 0.25
+# Differences of noise correlate by 0.02 to 0.1, those of molecules by 0.2 to 0.8 (docs/benchmarks-class3d.md).
+REPRODUCIBLE = 0.15
 
 
 class Growth(NamedTuple):
