@@ -208,11 +208,10 @@ def load_dataset(path: Path, seed: int) -> Dataset:
 def open_particles(path: Path) -> tuple[Particles, Store, np.ndarray]:
     """The particles of a store, of a selection, or of a finished run as it left them; the store with their images, and
     their rows in it. InputError where there are none, or they are not in the store that the run was made from."""
-    if is_store(path):
+    # What an import left unfinished has a record too, but is no run: the store says what is wrong with it.
+    if is_store(path) or path.suffix == ".zarr" or not (path / RECORD).is_file():
         store = open_store(path)
         return store.particles(), store, np.arange(store.n)
-    if not (path / RECORD).is_file():
-        raise InputError(f"{path}: neither a store nor a run directory; expected one of these, or a selection")
     run, table = Run.open(path), path / TABLE
     record = run.record
     if record["status"] == "done" and record["job"] == "reconstruct":  # maps of the poses that its input has

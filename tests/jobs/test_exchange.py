@@ -480,7 +480,7 @@ def test_export_points_to_the_source_stacks(tmp_path: Path) -> None:
     export(chosen.path, result.path, overwrite=True)
     with pytest.raises(InputError, match="must end in"):
         export(chosen.path, tmp_path / "two.txt")
-    with pytest.raises(InputError, match="neither a store nor a run"):
+    with pytest.raises(InputError, match="not a particle store"):
         export(tmp_path, tmp_path / "three.star")
 
 
