@@ -78,7 +78,7 @@ def judged(folder: Path, name: str, truth: Path, store: Store, others: Store) ->
 
 def shared(job, state, made, shell_max):  # type: ignore[no-untyped-def]
     """An update that gives both halves the mean of their unfiltered maps as reference, and all shells to align with."""
-    both = np.mean(made.maps.plain, axis=0)
+    both = np.mean(made.classes[0].plain, axis=0)
     after = UPDATE(job, state, made, shell_max)
     return dataclasses.replace(after, references=np.stack([both, both]), shell=job.box_px // 2 - 1)
 

@@ -151,7 +151,7 @@ def test_one_reference_for_both_halves_fails(honest: Given, tmp_path: Path, monk
     update = refine_module._update
 
     def shared(job, state, made, shell_max):  # type: ignore[no-untyped-def]
-        both = np.mean(made.maps.plain, axis=0)
+        both = np.mean(made.classes[0].plain, axis=0)
         after = update(job, state, made, shell_max)
         return dataclasses.replace(after, references=np.stack([both, both]), shell=job.box_px // 2 - 1)
 
