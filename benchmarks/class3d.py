@@ -4,6 +4,7 @@
     python benchmarks/class3d.py FOLDER sort         # sorts them in several ways
     python benchmarks/class3d.py FOLDER relion       # relion_refine, 3 classes, on the same particles
     python benchmarks/class3d.py FOLDER labels       # reconstructs them with true labels
+    python benchmarks/class3d.py FOLDER real         # beta-galactosidase of the shared data, and what RELION kept of it
     python benchmarks/class3d.py FOLDER report       # the tables of docs/benchmarks-class3d.md
 
 `swing`: three of the four chains of beta-galactosidase, which have no symmetry; one of them turned by 15 degrees about
@@ -19,8 +20,10 @@ from pathlib import Path
 import gemmi
 import measured
 import numpy as np
+from relion import TO_RELIONS_FRAME, micrographs, real_particles
 
 from dcryo.data import mrc, star
+from dcryo.data.model import read_model
 from dcryo.data.particles import Particles
 from dcryo.data.store import open_store, select
 from dcryo.euler import matrix_from_rotvec
@@ -35,6 +38,8 @@ MODEL = SHARED / "models/5a1a.pdb"
 BOX, PIXEL_A, COUNT, SNR = 64, 3.54, 4000, 0.1
 MIXTURES = {"swing": (("whole", 0.7), ("turned", 0.3)), "lacking": (("whole", 0.9), ("two", 0.1))}
 DIAMETER_A, CHUNK = 190.0, 64
+# Pixel of the micrographs that the real picks are counted in; one is kept that lies so near to a kept one.
+REAL_MOVIE_PIXEL_A, KEPT_WITHIN_A = 0.885, 40.0
 MICROSCOPE = Microscope(BOX, PIXEL_A, 300.0, 2.7, 0.1, 8000.0, 20000.0, 300.0, 100.0, 2.0, 0.0, 100.0)
 
 
@@ -249,10 +254,41 @@ def relion(folder: Path, iterations: int, kinds: list[str], seed: int = 1) -> No
         keep(folder, f"RELION, {kind}", found | more)
 
 
+def real(folder: Path) -> None:
+    """Real picks in two classes from a low-passed model, poses everywhere: how many of each RELION's project kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    particles = real_particles()
+    derived = star.read_particles(SHARED / "bgal_empiar10204" / "derived_relion_poses.star")
+    number, of_derived = micrographs(particles), micrographs(derived)
+    near = np.zeros(len(particles), dtype=bool)
+    for row, place in enumerate(particles["coordinate_px"]):
+        others = derived["coordinate_px"][of_derived == number[row]]
+        near[row] = np.linalg.norm(others - place, axis=1).min() * REAL_MOVIE_PIXEL_A < KEPT_WITHIN_A
+    star.write_particles(folder / "real.star", particles, None)
+    model = read_model(MODEL)
+    density = gaussian_density(model.position_A @ TO_RELIONS_FRAME.T, model.amplitude, model.bfactor_A2, BOX, PIXEL_A)
+    mrc.write_map(folder / "real-model.mrc", density, PIXEL_A)
+    measured.run(["dcryo", "import", "real.star", "--out", "real.zarr", "--overwrite"], folder, "data.log")
+    words = (
+        "dcryo class3d real.zarr --reference real-model.mrc --classes 2 --poses global --symmetry D2 "
+        "--mask-diameter 180 --resolution-limit 10 --out real --overwrite"
+    )
+    found = measured.run(words.split(), folder, "real.log")
+    made = star.read_particles(folder / "real" / "particles.star")
+    # Images by name, of which there is one row each.
+    order, back = (np.lexsort((of["image_index"], of["image_path"])) for of in (particles, made))
+    of_made = np.empty(len(made), dtype=bool)
+    of_made[back] = near[order]
+    for k in (1, 2):
+        own = made["class_number"] == k
+        print(f"class {k}: {own.sum()} particles, {100 * of_made[own].mean():.0f} % of them kept by RELION's project")
+    print(f"{found['wall_s']:.0f} s, {found['cpu_s']:.0f} s of CPU")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("what", choices=("data", "sort", "labels", "relion", "report"))
+    parser.add_argument("what", choices=("data", "sort", "labels", "relion", "real", "report"))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=25, help="of relion_refine")
     parser.add_argument("--kind", action="append", choices=tuple(RELION), help="how RELION searches (default: both)")
@@ -263,6 +299,8 @@ def main() -> None:
         sort(given.folder, given.seeds)
     elif given.what == "labels":
         true_labels(given.folder)
+    elif given.what == "real":
+        real(given.folder)
     elif given.what == "relion":
         relion(given.folder, given.iterations, given.kind or list(RELION))
     else:

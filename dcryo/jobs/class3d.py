@@ -15,7 +15,6 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from dcryo import graph
 from dcryo.cluster import Cluster, check_kind, connect
 from dcryo.data import mrc, star
 from dcryo.data.curves import write_curves
@@ -38,8 +37,6 @@ from dcryo.steps.search import Search, Surroundings, plan_local, plan_search, st
 
 # Shells beyond those that are compared that are back-projected too.
 _HEADROOM_SHELLS, _HEADROOM = 6, 0.25
-_SPECTRUM_PARTICLES = 1024
-_LEAST_NOISE = 1e-6
 # Of a reference that is perturbed, density is raised or lowered by about this part in places of this size.
 _PERTURBATION, _PERTURBED_A = 0.3, 60.0
 # A pose of this probability among those of its class is searched for in its surroundings alone.
@@ -285,14 +282,7 @@ def _first_state(job: _Job, given: list[np.ndarray], cluster: Cluster) -> State:
             dealt = generator(options.seed, "classes", 0).integers(count, size=n)
             belonging = np.eye(count)[dealt]
     ones = np.ones(n)
-    shards = [
-        cut_shards(data, half, ones, ones, data.rotation, data.origin_px, np.zeros(n, dtype=bool)) for half in (1, 2)
-    ]
-    powers = [
-        graph.call(em.mean_power, own, data.n_groups, _SPECTRUM_PARTICLES, name=f"power-{half}")
-        for half, own in enumerate(shards, start=1)
-    ]
-    noise = np.mean(graph.compute(powers, cluster), axis=0)
+    noise = em.first_noise(data, cluster).mean(axis=0)
     known = job.poses != "global"
     return State(
         iteration=0,
@@ -471,16 +461,12 @@ def _changed(state: State, belonging: np.ndarray) -> float:
 
 
 def _noise(state: State, made: em.Iteration, joined: bool) -> np.ndarray:
+    """The noise of the halves, one and the same while they share references."""
     residual = np.stack([half.residual for half in made.halves])
     particles = np.stack([half.particles for half in made.halves])
     if joined:
-        residual, particles = (np.broadcast_to(a.sum(axis=0), a.shape) for a in (residual, particles))
-    seen = particles > 0
-    noise = state.noise_power.copy()
-    found = residual[seen] / particles[seen][:, None]
-    # Images without noise, which simulations make, would have weights without limit.
-    noise[seen] = np.maximum(found, _LEAST_NOISE * found.mean(axis=1, keepdims=True))
-    return noise
+        residual, particles = (np.broadcast_to(of.sum(axis=0), of.shape) for of in (residual, particles))
+    return np.stack([em.noise_after(*of_half) for of_half in zip(state.noise_power, residual, particles, strict=True)])
 
 
 def _next_references(job: _Job, state: State, made: em.Iteration, share: np.ndarray, parts: bool) -> np.ndarray:

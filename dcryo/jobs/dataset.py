@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dcryo.data import mrc, star
-from dcryo.data.particles import Particles, identities
+from dcryo.data.particles import Particles
 from dcryo.data.run import RECORD, Run
 from dcryo.data.store import Store, is_store, open_store
 from dcryo.errors import InputError
@@ -281,16 +281,6 @@ def as_read(particles: Particles) -> Particles:
         optics={name: values for name, values in particles.optics.items() if name not in UNDONE_BY_READING},
         optics_extra={name: values for name, values in particles.optics_extra.items() if name not in UNDONE_BY_READING},
     )
-
-
-def rows_in_store(store: Store, particles: Particles, source: Path) -> np.ndarray:
-    """Row in a store of each particle of a table read from `source`; InputError unless the store has each, once."""
-    own, every = identities(particles), identities(store.particles())
-    order = np.argsort(every, kind="stable")
-    rows = order[np.searchsorted(every[order], own).clip(max=len(every) - 1)]
-    if not np.array_equal(every[rows], own) or len(np.unique(rows)) != len(rows):
-        raise InputError(f"{source}: its particles are not those of {store.path}, each once")
-    return rows
 
 
 def _check_optics(particles: Particles, path: Path) -> None:

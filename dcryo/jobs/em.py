@@ -19,7 +19,7 @@ import numpy as np
 from dcryo import graph
 from dcryo.cluster import Cluster
 from dcryo.errors import RunError
-from dcryo.jobs.dataset import BATCH, Shard
+from dcryo.jobs.dataset import BATCH, Dataset, Shard, cut_shards
 from dcryo.kernels import slices
 from dcryo.kernels.shells import HalfPlane, half_plane
 from dcryo.steps import expectation, maximisation
@@ -28,6 +28,10 @@ from dcryo.steps.maximisation import HalfFsc
 from dcryo.steps.search import Search
 
 _SLAB_BYTES = 64 << 20
+# Images of each half that tell the first noise spectra.
+_SPECTRUM_PARTICLES = 1024
+# Noise in a shell is at least this part of the mean over the shells.
+_LEAST_NOISE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -275,6 +279,35 @@ def _folded(
 def all_poses(shards: Sequence[ShardResult]) -> Poses:
     """Poses of a half's particles, in the order of the shards."""
     return Poses(*(np.concatenate(column) for column in zip(*(shard.poses for shard in shards), strict=True)))
+
+
+def first_noise(data: Dataset, cluster: Cluster) -> np.ndarray:
+    """Noise before anything is known: the mean power of each half's images, (2, G, D // 2 + 1)."""
+    n = len(data.particles)
+    ones, blank, nobody = np.ones(n), np.zeros((n, 2)), np.zeros(n, dtype=bool)
+    powers = [
+        graph.call(
+            mean_power,
+            cut_shards(data, half, ones, ones, data.rotation, blank, nobody),
+            data.n_groups,
+            _SPECTRUM_PARTICLES,
+            name=f"power-{half}",
+        )
+        for half in (1, 2)
+    ]
+    return np.stack(graph.compute(powers, cluster))
+
+
+def noise_after(before: np.ndarray, residual: np.ndarray, particles: np.ndarray) -> np.ndarray:
+    """Noise power per optics group after an iteration, (G, D // 2 + 1); groups without particles keep theirs.
+
+    residual, particles: as in `Half`.
+    """
+    seen, noise = particles > 0, before.copy()
+    found = residual[seen] / particles[seen, None]
+    # Images without noise, which simulations make, would have weights without limit.
+    noise[seen] = np.maximum(found, _LEAST_NOISE * found.mean(axis=1, keepdims=True))
+    return noise
 
 
 def mean_power(shards: Sequence[Shard], groups: int, at_most: int) -> np.ndarray:

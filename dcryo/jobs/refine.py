@@ -53,9 +53,6 @@ _ANGLE_SD_DEG, _SHIFT_SD_A = 5.0, 5.0
 _HEAT, _COOLING, _ALIKE = 0.1, 0.7, 1e6
 # A pose of this probability is searched for in its surroundings alone, once the resolution allows.
 _TRUSTED = 0.95
-_SPECTRUM_PARTICLES = 1024
-# Noise in a shell is at least this part of the mean over the shells.
-_LEAST_NOISE = 1e-6
 
 
 class RefineOptions(OutOptions, ClusterOptions, SeedOptions):
@@ -278,14 +275,7 @@ def _first_state(job: _Job, reference: np.ndarray | None, cluster: Cluster) -> S
     as noise."""
     data, options = job.data, job.options
     n = len(data.particles)
-    blank = np.zeros((n, 2))
-    ones, nobody = np.ones(n), np.zeros(n, dtype=bool)
-    shards = [cut_shards(data, half, ones, ones, data.rotation, blank, nobody) for half in (1, 2)]
-    powers = [
-        graph.call(em.mean_power, own, data.n_groups, _SPECTRUM_PARTICLES, name=f"power-{half}")
-        for half, own in enumerate(shards, start=1)
-    ]
-    noise = np.stack(graph.compute(powers, cluster))
+    noise = em.first_noise(data, cluster)
     if reference is None:
         references, curve = _maps_of_given_poses(job, cluster)
         shell = int(fsc.crossing(curve, fsc.GOLD_STANDARD))
@@ -301,7 +291,7 @@ def _first_state(job: _Job, reference: np.ndarray | None, cluster: Cluster) -> S
         noise_power=noise,
         fsc=curve,
         rotation=np.tile(np.eye(3), (n, 1, 1)) if near is None else data.rotation,
-        origin_px=blank if near is None else data.origin_px,
+        origin_px=np.zeros((n, 2)) if near is None else data.origin_px,
         norm=np.ones(n),
         scale=np.ones(n),
         log_likelihood=np.zeros(n),
@@ -457,10 +447,7 @@ def _update(job: _Job, state: State, made: em.Iteration, shell_max: int) -> Stat
             columns[name][usable] = getattr(poses, name)[poses.usable]
         columns["scale"][usable] /= np.mean(columns["scale"][usable])
         columns["norm"][usable] /= np.sqrt(np.mean(columns["norm"][usable] ** 2))
-        seen = half.particles > 0
-        found = half.residual[seen] / half.particles[seen, None]
-        # Images without noise, which simulations make, would have weights without limit.
-        noise[index, seen] = np.maximum(found, _LEAST_NOISE * found.mean(axis=1, keepdims=True))
+        noise[index] = em.noise_after(noise[index], half.residual, half.particles)
     # Poses that still follow the reference by more than half of what they are known to are not done.
     turned = rotations.angular_distance_deg(columns["rotation"], state.rotation, job.operators)
     settled = bool(np.median(turned) < _SETTLED * _angular_sd_deg(made))

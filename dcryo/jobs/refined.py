@@ -13,7 +13,7 @@ from dcryo.data.provenance import digest
 from dcryo.data.run import Run
 from dcryo.data.store import Store, is_store, open_store, select
 from dcryo.errors import InputError
-from dcryo.jobs.dataset import rows_in_store, store_of
+from dcryo.jobs.dataset import open_particles
 from dcryo.kernels.symmetry import operators
 
 _FILES = ("half1.mrc", "half2.mrc", "map.mrc", "mask.mrc", "fsc.csv", "spectra.csv", "particles.star")
@@ -78,14 +78,13 @@ def open_refined(path: Path) -> Refined:
             raise InputError(
                 f"{row['path']}: is not what {path} was made from (its digest differs); restore it, or refine again"
             )
-    store = store_of(path)
-    if store is None:
-        raise InputError(f"{path}: none of its inputs is a particle store or a run of one; restore it, or refine again")
+    _, store, rows = open_particles(path)
+    # The table as the run left it: what it lacks is not taken from the store.
     particles = star.read_particles(path / "particles.star")
     return Refined(
         path=path,
         store=store,
-        rows=rows_in_store(store, particles, path / "particles.star"),
+        rows=rows,
         particles=particles,
         options=record["options"],
         seed=record["seed"],

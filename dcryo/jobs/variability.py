@@ -35,8 +35,8 @@ from dcryo.jobs.dataset import (
     load_dataset,
     load_mask,
     mask_edge_px,
-    rows_in_store,
-    store_of,
+    open_particles,
+    posed,
 )
 from dcryo.jobs.memory import back_projection_bytes, check_memory
 from dcryo.jobs.options import ClusterOptions, OutOptions, Progress, SeedOptions, argument
@@ -244,12 +244,9 @@ def _source(path: Path) -> _Source:
     table = path / "particles.star"
     if not run.finished or not table.is_file():
         raise InputError(f"{path}: not a finished run with particles.star, a store or a selection")
-    store, particles = store_of(path), star.read_particles(table)
-    if store is None:
-        raise InputError(f"{path}: none of the inputs that its run.json names is a store that is there")
-    if "rotation" not in particles or run.record["job"] == "class2d":
+    particles, store, rows = open_particles(path)
+    if not posed(path, particles):
         raise InputError(f"{path}: its particles have no poses in space; give a run of refine")
-    rows = rows_in_store(store, particles, table)
     names = ["rotation", "origin_A", "half", "ctf_scale"]
     if run.record["job"] == "refine":
         names.append("norm_correction")
